@@ -1,0 +1,36 @@
+# Everything runs in a virtual environment of its own; `make test` and `make demo` do all set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: test lint types demo clean slow
+
+test: lint types
+	$(BIN)/python -m pytest
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+# mypy reads the package under its import name, from a link that stands in for an install.
+types: $(READY)
+	mkdir -p $(VENV)/types
+	ln -sfn "$(CURDIR)" $(VENV)/types/modelport
+	cd $(VENV)/types && ../bin/mypy --config-file "$(CURDIR)/pyproject.toml" -p modelport
+
+demo: $(READY)
+	rm -rf out/demo
+	$(BIN)/modelport export onnx --model demo --opset 11 --output out/demo
+	$(BIN)/modelport run out/demo --text "Proof before deployment."
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,demo,report,dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build *.egg-info out

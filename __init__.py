@@ -1,0 +1,28 @@
+"""modelport: deployment artifacts proven equal to their checkpoint."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Imported on first use, so that `import modelport` costs nothing and pulls in no framework.
+_PUBLIC: dict[str, str] = {
+    "ModelportError": ".errors",
+    "ModelSpec": ".spec",
+    "TensorSpec": ".spec",
+    "Dim": ".spec",
+    "Session": ".session",
+    "export": ".pipeline",
+    "open_session": ".pipeline",
+    "validate_artifact": ".pipeline",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,127 @@
+"""Every error modelport raises on purpose, with the exit code the command line returns for it.
+
+    ModelportError                  1   unexpected: a bug, or a library failed under us
+    ├── UsageError                  2   what was asked for cannot be done as asked
+    │   ├── SpecError               2   feeds do not match a model's inputs
+    │   ├── CheckpointError         2   the checkpoint is damaged, incomplete or of another kind
+    │   └── DestinationExists       2   the output directory is taken
+    ├── ExportError                 1   no strategy produced a graph that opens
+    ├── ClaimError                  3   the written file is not what was asked for
+    ├── ParityError                 3   the artifact is not equal to its source
+    ├── UnsafeError                 4   refused for safety
+    │   ├── DigestMismatch          4   bytes are not those the manifest names
+    │   ├── PathEscape              4   a file points outside its artifact
+    │   ├── PickleRefused           4   a pickle would have to be executed
+    │   └── RemoteCodeRefused       4   the checkpoint wants to run its own Python
+    ├── IncompleteError             5   a sweep ended with cells missing
+    └── UnavailableError            6   something needed is absent
+        ├── BackendUnavailable      6   a package, provider or device
+        ├── HubUnreachable          6   the model hub did not answer
+        └── StorageError            6   no space, or the disk refused the write
+
+An error is one sentence of what was found, one of what is allowed, and the next command to try.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ModelportError(Exception):
+    """Base of the tree.
+
+    Args:
+        found: what is wrong, as one sentence.
+        allowed: what would have been right, when that is not obvious.
+        hint: the next command or change to try.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, found: str, *, allowed: str = "", hint: str = "") -> None:
+        self.found = found
+        self.allowed = allowed
+        self.hint = hint
+        super().__init__(found)
+
+    def __str__(self) -> str:
+        lines = [self.found]
+        if self.allowed:
+            lines.append(f"allowed: {self.allowed}")
+        if self.hint:
+            lines.append(f"try: {self.hint}")
+        return "\n".join(lines)
+
+
+class UsageError(ModelportError):
+    exit_code = 2
+
+
+class SpecError(UsageError):
+    """Feeds whose names, dtypes, ranks or sizes are not those of the :class:`~.spec.ModelSpec`."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint that is truncated, lacks a shard or a tensor, or holds NaN or infinity."""
+
+
+class DestinationExists(UsageError):
+    """The output directory exists and ``--force`` was not given."""
+
+
+class ExportError(ModelportError):
+    """No strategy produced a graph; the message lists each attempt with its cause."""
+
+
+class ClaimError(ModelportError):
+    """Opset, dtype, axes or device read back from the file differ from the request."""
+
+    exit_code = 3
+
+
+class ParityError(ModelportError):
+    """The artifact was compared with its source and is not equal to it."""
+
+    exit_code = 3
+
+
+class UnsafeError(ModelportError):
+    exit_code = 4
+
+
+class DigestMismatch(UnsafeError):
+    """A file's sha256 or size is not the one recorded for it."""
+
+
+class PathEscape(UnsafeError):
+    """A path inside an artifact is absolute, contains ``..``, or is a link."""
+
+
+class PickleRefused(UnsafeError):
+    """Reading this checkpoint means unpickling, which can run code."""
+
+
+class RemoteCodeRefused(UnsafeError):
+    """The checkpoint names Python of its own (``auto_map``)."""
+
+
+class IncompleteError(ModelportError):
+    """A sweep ended, but some of its cells failed; the finished ones are on disk."""
+
+    exit_code = 5
+
+
+class UnavailableError(ModelportError):
+    exit_code = 6
+
+
+class BackendUnavailable(UnavailableError):
+    """A package, execution provider or device that was asked for is not there."""
+
+
+class HubUnreachable(UnavailableError):
+    """The model hub could not be reached, or offline mode is on and the cache lacks the files."""
+
+
+class StorageError(UnavailableError):
+    """The disk is full or refused the write; nothing was placed at the destination."""

@@ -1,0 +1,99 @@
+"""One file per format. ``exporters/x.py`` defines ``EXPORTER``, an instance of :class:`Exporter`.
+
+The file's name is the format's name on the command line; nothing else lists it.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+
+from .. import plugins
+
+if TYPE_CHECKING:
+    from ..artifacts import Artifact
+    from ..checkpoints import LoadedModel
+    from ..spec import ModelSpec
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a written file says of itself, read back after writing; never copied from the request.
+
+    Attributes:
+        spec: inputs, outputs and dynamic dimensions as found in the file; the range of each
+            dimension is the model's, since most files cannot carry it.
+        facts: format-specific properties for the manifest (opset, IR version, node count, …).
+    """
+
+    spec: ModelSpec
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Exporter(ABC, Generic[Options]):
+    """Turns a loaded model into files.
+
+    Attributes:
+        parent: the format this one is built from, or None when it is built from the checkpoint.
+        options_type: frozen dataclass; each field is a command-line option. ``metadata`` of a
+            field may hold ``help`` and ``choices``.
+    """
+
+    parent: ClassVar[str | None] = None
+    options_type: type[Options]
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+    @abstractmethod
+    def check(self, options: Options) -> None:
+        """Refuse options that cannot work, before any work is done.
+
+        Raises:
+            UsageError: with what is allowed.
+            BackendUnavailable: a package or device is absent.
+        """
+
+    @abstractmethod
+    def strategies(self, options: Options) -> tuple[str, ...]:
+        """Ways to capture the graph, from cheapest to dearest; tried until one passes parity."""
+
+    @abstractmethod
+    def export(
+        self,
+        model: LoadedModel,
+        parent: Artifact | None,
+        out: Path,
+        options: Options,
+        strategy: str,
+    ) -> None:
+        """Write the artifact's files into the empty directory ``out``. Writes nothing else."""
+
+    @abstractmethod
+    def read_back(self, model: LoadedModel, out: Path, options: Options) -> Written:
+        """Open what was written and compare it with the request.
+
+        Raises:
+            ClaimError: opset, dtypes, names or dynamic axes are not what was asked for.
+        """
+
+
+def names() -> tuple[str, ...]:
+    """Every format there is an exporter for, without importing any."""
+    return plugins.names(sys.modules[__name__])
+
+
+def get(name: str) -> Exporter[Any]:
+    """The exporter of a format.
+
+    Raises:
+        UsageError: no such format.
+    """
+    return cast("Exporter[Any]", plugins.load(sys.modules[__name__], name, "EXPORTER"))

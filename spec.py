@@ -1,0 +1,125 @@
+"""What goes into a model and what comes out, as frozen data: no framework, NumPy only.
+
+A :class:`ModelSpec` is derived once from the checkpoint, written into the manifest, and is the
+contract that every :class:`~.session.Session` checks its feeds against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from .errors import SpecError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Role = Literal[
+    "tokens", "mask", "segments", "positions", "boxes", "flags", "pixels", "waveform", "features"
+]
+"""What an input means, so that test data can be drawn for it.
+
+tokens, segments, positions, boxes: integers below ``TensorSpec.high``; mask: 1 keep, 0 padding;
+flags: independent 0/1; pixels, waveform, features: standard normal floats.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output.
+
+    Attributes:
+        name: as the model names it.
+        dtype: NumPy name, or ``bfloat16``.
+        shape: an int is fixed; a str is a named dynamic dimension, and the same name means the
+            same size in every tensor of the model.
+        role: see :data:`Role`; outputs have none.
+        high: exclusive upper bound of an integer input.
+        pad: the id that means "no token here", for tokens; never drawn as real content.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    role: Role | None = None
+    high: int | None = None
+    pad: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """Range of a named dynamic dimension: ``min <= size <= max``, ``opt`` the typical size."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise SpecError(f"dimension range {self.min}:{self.opt}:{self.max} is not ordered",
+                            allowed="1 <= min <= opt <= max")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Inputs and outputs in the model's own order, and the range of each dynamic dimension."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    dims: Mapping[str, Dim] = field(default_factory=dict)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(t.name for t in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(t.name for t in self.outputs)
+
+    def shape(self, tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The tensor's concrete shape once every dynamic dimension has a size."""
+        return tuple(d if isinstance(d, int) else sizes[d] for d in tensor.shape)
+
+    def check(self, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Check feeds against the inputs and return the size of every dynamic dimension.
+
+        Raises:
+            SpecError: a missing or unexpected name, another dtype or rank, a fixed dimension of
+                another size, one name with two sizes, or a size outside its range.
+        """
+        expected, given = set(self.input_names), set(feeds)
+        if expected != given:
+            parts = []
+            if expected - given:
+                parts.append("missing: " + ", ".join(sorted(expected - given)))
+            if given - expected:
+                parts.append("unexpected: " + ", ".join(sorted(given - expected)))
+            raise SpecError("; ".join(parts), allowed="exactly " + ", ".join(self.input_names))
+        sizes: dict[str, int] = {}
+        for tensor in self.inputs:
+            value = feeds[tensor.name]
+            if str(value.dtype) != tensor.dtype:
+                raise SpecError(f"{tensor.name} has dtype {value.dtype}", allowed=tensor.dtype)
+            self._check_shape(tensor, tuple(value.shape), sizes)
+        return sizes
+
+    def _check_shape(
+        self, tensor: TensorSpec, actual: tuple[int, ...], sizes: dict[str, int]
+    ) -> None:
+        wanted = "[" + ", ".join(map(str, tensor.shape)) + "]"
+        if len(actual) != len(tensor.shape):
+            raise SpecError(f"{tensor.name} has shape {list(actual)}", allowed=wanted)
+        for dim, size in zip(tensor.shape, actual, strict=True):
+            if isinstance(dim, int):
+                if dim != size:
+                    raise SpecError(f"{tensor.name} has shape {list(actual)}", allowed=wanted)
+                continue
+            known = sizes.setdefault(dim, size)
+            if known != size:
+                raise SpecError(f"{dim} is {known} in one input and {size} in {tensor.name}",
+                                allowed=f"one size for {dim} in all inputs")
+            bounds = self.dims.get(dim)
+            if bounds and not bounds.min <= size <= bounds.max:
+                raise SpecError(f"{dim} is {size} in {tensor.name}",
+                                allowed=f"{bounds.min} to {bounds.max}")

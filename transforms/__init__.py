@@ -1,0 +1,66 @@
+"""One file per graph transform. ``transforms/x.py`` defines ``TRANSFORM``.
+
+A transform maps an ONNX graph to an ONNX graph. Weights are onnx-ir tensors that stay on disk
+(``ir.ExternalTensor``) or are computed when written (``ir.LazyTensor``): a transform never holds
+more than one of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from .. import plugins
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True, slots=True)
+class TransformResult:
+    """The graph after a transform.
+
+    Attributes:
+        model: the new graph (the old one may have been changed in place).
+        changed: False when there was nothing to do.
+        notes: for the manifest: node counts before and after, what was kept and why.
+        target: what the graph is now tied to, if anything (``{"runtime": "onnxruntime"}``).
+    """
+
+    model: ir.Model
+    changed: bool
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    target: Mapping[str, str] = field(default_factory=dict)
+
+
+class Transform(ABC):
+    """A named change to a graph that must not change what it computes beyond its declared effect."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+    @abstractmethod
+    def apply(self, model: ir.Model, options: Mapping[str, Any]) -> TransformResult:
+        """Apply to a graph.
+
+        Raises:
+            UsageError: the graph cannot be transformed (opset too low, already quantised, …).
+        """
+
+
+def names() -> tuple[str, ...]:
+    """Every transform, without importing any."""
+    return plugins.names(sys.modules[__name__])
+
+
+def get(name: str) -> Transform:
+    """The transform of that name.
+
+    Raises:
+        UsageError: no such transform.
+    """
+    return cast("Transform", plugins.load(sys.modules[__name__], name, "TRANSFORM"))
