@@ -1,0 +1,245 @@
+"""ONNX: a graph with named dynamic axes beside its weights in safetensors.
+
+The graph is captured with placeholder weights; the real ones go from the checkpoint's files into
+the artifact's, tensor by tensor or by a file-level copy, and the graph refers to them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ClaimError, ExportError, UsageError
+from ..spec import ModelSpec, TensorSpec
+from . import Exporter, Written
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from ..artifacts import Artifact
+    from ..checkpoints import LoadedModel
+
+OPSETS = range(11, 26)
+DYNAMO_MIN_OPSET = 17
+GRAPH = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxOptions:
+    """What can be asked of an ONNX artifact."""
+
+    opset: int = field(default=17, metadata={"help": "ONNX operator set, 11 to 25"})
+    optimize: str = field(
+        default="none",
+        metadata={"help": "graph transforms to apply", "choices": ("none", "simplify")},
+    )
+    strategy: str = field(
+        default="auto",
+        metadata={
+            "help": "how to capture the graph; auto tries the cheapest first",
+            "choices": ("auto", "trace", "dynamo"),
+        },
+    )
+    dtype: str = field(
+        default="fp32",
+        metadata={"help": "floating-point type of the weights", "choices": ("fp32", "fp16", "bf16")},
+    )
+
+
+class OnnxExporter(Exporter[OnnxOptions]):
+    options_type = OnnxOptions
+
+    def check(self, options: OnnxOptions) -> None:
+        lowest, highest = OPSETS[0], OPSETS[-1]
+        if options.opset not in OPSETS:
+            raise UsageError(
+                f"opset {options.opset} is not supported",
+                allowed=f"{lowest} to {highest}",
+                hint=f"--opset {max(lowest, min(options.opset, highest))}",
+            )
+        if options.strategy == "dynamo" and options.opset < DYNAMO_MIN_OPSET:
+            raise UsageError(
+                f"strategy dynamo cannot write opset {options.opset} (torch would write 18 instead)",
+                allowed=f"{DYNAMO_MIN_OPSET} to {highest} with dynamo, any with trace",
+                hint="--strategy trace",
+            )
+
+    def strategies(self, options: OnnxOptions) -> tuple[str, ...]:
+        if options.strategy != "auto":
+            return (options.strategy,)
+        return ("trace", "dynamo") if options.opset >= DYNAMO_MIN_OPSET else ("trace",)
+
+    def export(
+        self,
+        model: LoadedModel,
+        parent: Artifact | None,
+        out: Path,
+        options: OnnxOptions,
+        strategy: str,
+    ) -> None:
+        from .. import transforms
+        from ..artifacts import onnx_files
+        from . import _onnx_capture
+
+        capture = {"trace": _onnx_capture.by_trace, "dynamo": _onnx_capture.by_dynamo}[strategy]
+        graph = capture(model, options.opset)
+        _require_dynamic(graph, model.spec)
+        _bind_weights(graph, model)
+        _tidy(graph, model.spec)
+        if options.optimize != "none":
+            graph = transforms.get(options.optimize).apply(graph, {}).model
+        onnx_files.save(graph, out, metadata=_metadata(model, options))
+
+    def read_back(self, model: LoadedModel, out: Path, options: OnnxOptions) -> Written:
+        from ..artifacts import onnx_files
+
+        found = onnx_files.describe(out)
+        opset = found.opsets.get("")
+        if opset != options.opset:
+            raise ClaimError(f"the file has opset {opset}", allowed=str(options.opset))
+        spec = ModelSpec(
+            _claimed("input", model.spec.inputs, found.inputs),
+            _claimed("output", model.spec.outputs, found.outputs),
+            model.spec.dims,
+        )
+        return Written(
+            spec,
+            {
+                "opset": opset,
+                "ir_version": found.ir_version,
+                "nodes": found.nodes,
+                "weight_bytes": dict(found.weight_bytes),
+            },
+        )
+
+
+def _require_dynamic(graph: ir.Model, spec: ModelSpec) -> None:
+    """A dimension asked to be dynamic that came out static fails the attempt."""
+    inputs = {value.name: value for value in graph.graph.inputs}
+    for tensor in spec.inputs:
+        value = inputs.get(tensor.name)
+        if value is None:
+            raise ExportError(
+                f"the captured graph does not read {tensor.name}",
+                hint="another --strategy, or --attention eager",
+            )
+        if value.shape is None or len(value.shape) != len(tensor.shape):
+            raise ExportError(f"{tensor.name} came out with shape {value.shape}")
+        for axis, dim in enumerate(tensor.shape):
+            if isinstance(dim, str) and isinstance(value.shape[axis], int):
+                raise ExportError(f"dimension {dim} of {tensor.name} came out static")
+
+
+def _bind_weights(graph: ir.Model, model: LoadedModel) -> None:
+    """Make every weight an initializer that refers to the checkpoint's bytes.
+
+    After a trace the weights are graph inputs, after dynamo initializers with placeholders; both
+    carry the module's names. Buffers that no checkpoint stores keep the module's values.
+    """
+    import onnx_ir as ir
+
+    names = set(model.spec.input_names)
+    g = graph.graph
+    for value in [v for v in g.inputs if v.name not in names]:
+        g.inputs.remove(value)
+        g.initializers.add(value) if value.const_value is not None else None
+        value.const_value = _weight(value, model)
+        g.register_initializer(value)
+    for name, value in list(g.initializers.items()):
+        if isinstance(value.const_value, ir.ExternalTensor | ir.LazyTensor):
+            continue
+        if name in model.weights:
+            value.const_value = _weight(value, model)
+
+
+def _weight(value: ir.Value, model: LoadedModel) -> ir.TensorProtocol:
+    """The tensor behind a graph value: a reference where the stored dtype fits, else a cast."""
+    import onnx_ir as ir
+
+    name = value.name
+    assert name is not None and value.dtype is not None
+    ref = model.weights.get(name)
+    if ref is None:
+        buffer = dict(model.module.named_buffers()).get(name)
+        if buffer is None:
+            raise ExportError(f"the graph reads {name}, which the checkpoint does not store")
+        return ir.tensor(buffer.detach().cpu().numpy(), name=name)
+    return _reference(ref, value.dtype, name)
+
+
+def _reference(ref: Any, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
+    import onnx_ir as ir
+
+    from ..artifacts import weights
+
+    stored = ir.ExternalTensor(
+        ref.file.name,
+        ref.offset,
+        ref.nbytes,
+        ir.DataType.from_numpy(weights.numpy_dtype(ref.dtype)),
+        name=name,
+        shape=ir.Shape(ref.shape),
+        base_dir=str(ref.file.parent),
+    )
+    if stored.dtype == dtype:
+        return stored
+
+    def cast() -> ir.TensorProtocol:
+        return ir.tensor(weights.read(ref).astype(dtype.numpy()), name=name)
+
+    return ir.LazyTensor(cast, dtype=dtype, shape=ir.Shape(ref.shape), name=name)
+
+
+def _tidy(graph: ir.Model, spec: ModelSpec) -> None:
+    """Give axes their readable names and drop what only the capture needed.
+
+    Intermediate shapes are those of the sample and mislead a runtime that trusts them.
+    """
+    import onnx_ir as ir
+
+    outside = {t.name: t for t in (*spec.inputs, *spec.outputs)}
+    for value in (*graph.graph.inputs, *graph.graph.outputs):
+        tensor = outside.get(value.name or "")
+        if tensor is not None:
+            value.shape = ir.Shape(tensor.shape)
+    boundary = {*graph.graph.inputs, *graph.graph.outputs, *graph.graph.initializers.values()}
+    for node in graph.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            if value not in boundary:
+                value.shape = None
+
+
+def _metadata(model: LoadedModel, options: OnnxOptions) -> Mapping[str, str]:
+    from .. import __version__
+
+    return {
+        "modelport.version": __version__,
+        "modelport.source": model.source.digest,
+        "modelport.opset": str(options.opset),
+    }
+
+
+def _claimed(
+    kind: str, wanted: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]
+) -> tuple[TensorSpec, ...]:
+    """Compare names, dtypes and axes found in the file with those of the model."""
+    names = tuple(t.name for t in found)
+    if names != tuple(t.name for t in wanted):
+        raise ClaimError(
+            f"the file's {kind}s are {', '.join(names) or 'none'}",
+            allowed=", ".join(t.name for t in wanted),
+        )
+    for want, have in zip(wanted, found, strict=True):
+        if (want.dtype, want.shape) != (have.dtype, have.shape):
+            raise ClaimError(
+                f"{kind} {have.name} is {have.dtype}{list(have.shape)} in the file",
+                allowed=f"{want.dtype}{list(want.shape)}",
+            )
+    return wanted
+
+
+EXPORTER = OnnxExporter()

@@ -1,0 +1,88 @@
+"""One file per runtime. ``runtimes/x.py`` defines ``RUNTIME``, an instance of :class:`Runtime`."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from .. import plugins
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..artifacts import Artifact
+    from ..checkpoints import LoadedModel
+    from ..session import Session
+
+CHECKPOINT = "checkpoint"
+"""The format of a runtime that runs the source itself: it opens a LoadedModel, not an artifact."""
+
+
+class Runtime(ABC):
+    """Opens artifacts of some formats as sessions.
+
+    Attributes:
+        formats: what it can open; :data:`CHECKPOINT` for runtimes of the source model.
+        options: option names it accepts, with their defaults.
+    """
+
+    formats: ClassVar[tuple[str, ...]]
+    options: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+    @abstractmethod
+    def unavailable(self, device: str = "cpu") -> str | None:
+        """Why this runtime cannot be used on ``device`` here, in one sentence; None when it can."""
+
+    @abstractmethod
+    def open(
+        self,
+        artifact: Artifact | LoadedModel,
+        device: str = "cpu",
+        options: Mapping[str, Any] | None = None,
+    ) -> Session:
+        """Open on a device (``cpu`` or ``cuda``) and read back that it really is there.
+
+        The caller has verified the artifact's digests.
+
+        Raises:
+            BackendUnavailable: the package or device is absent, or the runtime fell back.
+            UsageError: an unknown option.
+        """
+
+    def resolve_options(self, options: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The options given, completed by the defaults.
+
+        Raises:
+            UsageError: a name this runtime does not know.
+        """
+        given = dict(options or {})
+        if unknown := sorted(set(given) - set(self.options)):
+            raise UsageError(
+                f"runtime {self.name} has no option {', '.join(unknown)}",
+                allowed=", ".join(self.options) or "none",
+            )
+        return {**self.options, **given}
+
+
+def names() -> tuple[str, ...]:
+    """Every runtime, without importing any."""
+    return plugins.names(sys.modules[__name__])
+
+
+def get(name: str) -> Runtime:
+    """The runtime of that name.
+
+    Raises:
+        UsageError: no such runtime.
+    """
+    return cast("Runtime", plugins.load(sys.modules[__name__], name, "RUNTIME"))
+
+
+def for_format(name: str) -> tuple[Runtime, ...]:
+    """All runtimes that can open a format, available here or not."""
+    return tuple(r for r in map(get, names()) if name in r.formats)

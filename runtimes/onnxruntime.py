@@ -1,0 +1,149 @@
+"""ONNX Runtime on the CPU or CUDA provider; the provider in use is read back, never assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BackendUnavailable, UsageError
+from ..session import Placement, Session
+from . import Runtime
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..artifacts import Artifact
+    from ..checkpoints import LoadedModel
+    from ..spec import ModelSpec
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+LEVELS = ("disabled", "basic", "extended", "all")
+
+
+class OnnxRuntime(Runtime):
+    formats = ("onnx",)
+    options = {"threads": 0, "spinning": True, "level": "all", "tf32": False, "cuda_graph": False}
+
+    def unavailable(self, device: str = "cpu") -> str | None:
+        try:
+            import onnxruntime
+        except ImportError:
+            extra = "gpu" if device == "cuda" else "cpu"
+            return f'onnxruntime is not installed: pip install "modelport[{extra}]"'
+        if device not in PROVIDERS:
+            return f"ONNX Runtime has no device {device!r} here; there are {', '.join(PROVIDERS)}"
+        if PROVIDERS[device] not in onnxruntime.get_available_providers():
+            return (
+                f"this build of onnxruntime has no {PROVIDERS[device]}: "
+                'pip uninstall onnxruntime && pip install "modelport[gpu]"'
+            )
+        return None
+
+    def open(
+        self,
+        artifact: Artifact | LoadedModel,
+        device: str = "cpu",
+        options: Mapping[str, Any] | None = None,
+    ) -> Session:
+        """Options: ``threads`` (0: all cores), ``spinning``, ``level`` (graph optimisation:
+        disabled, basic, extended, all), ``tf32`` and ``cuda_graph`` (CUDA only)."""
+        chosen = self.resolve_options(options)
+        if reason := self.unavailable(device):
+            raise BackendUnavailable(reason)
+        if chosen["level"] not in LEVELS:
+            raise UsageError(f"level {chosen['level']!r} is unknown", allowed=", ".join(LEVELS))
+        from ..artifacts import Artifact
+
+        assert isinstance(artifact, Artifact)
+        return OnnxSession(artifact.spec, artifact.root / "model.onnx", device, chosen)
+
+
+class OnnxSession(Session):
+    """A session on a model file.
+
+    Raises:
+        BackendUnavailable: the provider was asked for and ONNX Runtime fell back to another.
+    """
+
+    runtime = "onnxruntime"
+
+    def __init__(
+        self, spec: ModelSpec, path: Path, device: str, options: Mapping[str, Any]
+    ) -> None:
+        import onnxruntime as ort
+
+        super().__init__(spec)
+        if device == "cuda":
+            ort.preload_dlls()
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3
+        settings.intra_op_num_threads = options["threads"]
+        settings.graph_optimization_level = getattr(
+            ort.GraphOptimizationLevel,
+            f"ORT_{'DISABLE' if options['level'] == 'disabled' else 'ENABLE'}_"
+            f"{'ALL' if options['level'] == 'disabled' else options['level'].upper()}",
+        )
+        settings.add_session_config_entry(
+            "session.intra_op.allow_spinning", str(int(options["spinning"]))
+        )
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        provider = PROVIDERS[device]
+        provider_options = (
+            {"use_tf32": str(int(options["tf32"])),
+             "enable_cuda_graph": str(int(options["cuda_graph"]))}
+            if device == "cuda"
+            else {}
+        )
+        self._session = ort.InferenceSession(
+            str(path), settings, providers=[(provider, provider_options)]
+        )
+        self._device = device
+        found = self._session.get_providers()
+        if found[0] != provider:
+            raise BackendUnavailable(
+                f"ONNX Runtime fell back to {found[0]} although {provider} was asked for",
+                hint="modelport doctor",
+            )
+
+    def placement(self) -> Placement:
+        nodes: dict[str, int] = {}
+        for group in self._session.get_provider_graph_assignment_info():
+            nodes[group.ep_name] = nodes.get(group.ep_name, 0) + len(group.get_nodes())
+        return Placement(self._device, tuple(self._session.get_providers()), nodes)
+
+    def close(self) -> None:
+        super().close()
+        self.__dict__.pop("_session", None)
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = [o.name for o in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+
+    def _bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], None]:
+        import onnxruntime as ort
+
+        binding = self._session.io_binding()
+        held = []  # the binding refers to these buffers without owning them
+        for name, value in feeds.items():
+            resident = ort.OrtValue.ortvalue_from_numpy(value, self._device, 0)
+            held.append(resident)
+            binding.bind_ortvalue_input(name, resident)
+        self._session.run_with_iobinding(self._bind_outputs(binding))
+        for output, value in zip(self._session.get_outputs(), binding.get_outputs(), strict=True):
+            held.append(value)  # the shapes are known now: later launches reuse these buffers
+            binding.bind_ortvalue_output(output.name, value)
+
+        def launch() -> None:
+            assert held
+            self._session.run_with_iobinding(binding)
+
+        return launch
+
+    def _bind_outputs(self, binding: Any) -> Any:
+        for output in self._session.get_outputs():
+            binding.bind_output(output.name, self._device)
+        return binding
+
+
+RUNTIME = OnnxRuntime()
