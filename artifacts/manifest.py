@@ -1,22 +1,36 @@
 """The manifest: what an artifact is, where it came from, and the evidence that it is right.
 
 Frozen records; pydantic checks them on reading, so a manifest from outside is data, never trusted.
+:func:`dumps` is deterministic; ``loads(dumps(m)) == m`` for options and facts of JSON types.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import math
+from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from ..checkpoints.model import Source
-from ..spec import ModelSpec
+from ..checkpoints.model import Source  # noqa: TC001
+from ..errors import PathEscape, UsageError
+from ..spec import ModelSpec  # noqa: TC001
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 PARITY = "parity.json"
 BENCHMARK = "benchmark.json"
+REPORTS = frozenset({PARITY, BENCHMARK})
+"""Files that say something about the artifact and are no part of what it is."""
+
+_MAX_BYTES = 16 << 20  # a manifest is a few kilobytes; more is an attack on the parser
+_NONFINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +102,25 @@ class Manifest:
     target: Mapping[str, str] = field(default_factory=dict)
     schema: Literal[1] = SCHEMA
 
+    @property
+    def identity(self) -> str:
+        """sha256 over the sorted (path, sha256) of every file but the reports.
+
+        Two artifacts with the same identity hold the same bytes; a verdict refers to it.
+        """
+        parts = sorted((p, e.sha256) for p, e in self.files.items() if p not in REPORTS)
+        return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
+
+    @property
+    def parity_is_current(self) -> bool:
+        """Whether there is a parity verdict and it is on exactly these files."""
+        return self.parity is not None and self.parity.identity == self.identity
+
+    @property
+    def proven(self) -> bool:
+        """Whether a parity verdict of ``pass`` holds for exactly these files."""
+        return self.parity is not None and self.parity.verdict == "pass" and self.parity_is_current
+
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
@@ -103,3 +136,138 @@ class Artifact:
     @property
     def spec(self) -> ModelSpec:
         return self.manifest.spec
+
+
+def dumps(manifest: Manifest) -> str:
+    """The manifest as JSON: sorted keys, two spaces, a final newline; equal for equal manifests.
+
+    Infinity and NaN, which JSON lacks, become ``"Infinity"``, ``"-Infinity"`` and ``"NaN"``.
+    """
+    data = _named_nonfinite(_adapter().dump_python(manifest, mode="json"))
+    return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def loads(text: str | bytes) -> Manifest:
+    """Read a manifest, trusting nothing in it.
+
+    Raises:
+        UsageError: not JSON, another schema, or a field that is missing, unknown or of a wrong
+            type; the message names the field.
+        PathEscape: a file's path is absolute, contains ``..`` or is not in its plain form.
+    """
+    from pydantic import ValidationError
+
+    data = _parse(text)
+    _check_schema(data)
+    parity = data.get("parity")
+    if isinstance(parity, dict) and isinstance(parity.get("worst_rho"), str):
+        parity["worst_rho"] = _NONFINITE.get(parity["worst_rho"], parity["worst_rho"])
+    adapter = _adapter()
+    try:
+        manifest = adapter.validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        _malformed(".".join(map(str, first["loc"])) or "the document", first["msg"])
+    except UsageError as error:  # a record's own check, such as Dim's
+        _malformed("spec", error.found)
+    _refuse_unknown(data, adapter.dump_python(manifest, mode="json"), "")
+    for path, entry in manifest.files.items():
+        check_path(path)
+        if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
+            _malformed(f"files.{path}.sha256", "not 64 lower-case hexadecimal digits")
+        if entry.size < 0:
+            _malformed(f"files.{path}.size", "negative")
+    return manifest
+
+
+def check_path(path: str) -> None:
+    """Refuse a path that is not a plain relative POSIX path to a file below the artifact's root.
+
+    Raises:
+        PathEscape: empty, absolute, with ``..``, ``.``, an empty part, a backslash, a control
+            character, or the manifest itself.
+    """
+    plain = (
+        path
+        and path != MANIFEST
+        and not PurePosixPath(path).is_absolute()
+        and str(PurePosixPath(path)) == path
+        and ".." not in path.split("/")
+        and path != "."
+        and "\\" not in path
+        and all(character.isprintable() for character in path)
+    )
+    if not plain:
+        raise PathEscape(
+            f"the manifest names a file {path!r}",
+            allowed="a relative path below the artifact, such as model.onnx",
+            hint="do not use this artifact; export it again or fetch it from a source you trust",
+        )
+
+
+@cache
+def _adapter() -> TypeAdapter[Manifest]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Manifest)
+
+
+def _parse(text: str | bytes) -> dict[str, Any]:
+    if len(text) > _MAX_BYTES:
+        _malformed("the document", f"larger than {_MAX_BYTES} bytes")
+    try:
+        data = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        _malformed("the document", f"not JSON ({error})")
+    if not isinstance(data, dict):
+        _malformed("the document", "not a JSON object")
+    return data
+
+
+def _check_schema(data: dict[str, Any]) -> None:
+    schema = data.get("schema")
+    if type(schema) is not int or schema != SCHEMA:
+        raise UsageError(
+            f"the manifest has schema {schema!r}",
+            allowed=f"schema {SCHEMA}",
+            hint="use the modelport version that wrote it, or export the artifact again",
+        )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        _malformed(twice, "given twice")
+    return found
+
+
+def _refuse_unknown(given: Any, known: Any, where: str) -> None:
+    """What was read, written again, must hold every key that was given."""
+    if isinstance(given, dict) and isinstance(known, dict):
+        for key, value in given.items():
+            path = f"{where}.{key}" if where else key
+            if key not in known:
+                _malformed(path, "unknown")
+            _refuse_unknown(value, known[key], path)
+    elif isinstance(given, list) and isinstance(known, list):
+        for index, (value, other) in enumerate(zip(given, known, strict=True)):
+            _refuse_unknown(value, other, f"{where}.{index}")
+
+
+def _named_nonfinite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return next(n for n, v in _NONFINITE.items() if v == value or value != value != v)
+    if isinstance(value, dict):
+        return {key: _named_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_named_nonfinite(item) for item in value]
+    return value
+
+
+def _malformed(field_name: str, problem: str) -> NoReturn:
+    raise UsageError(
+        f"the manifest is malformed: {field_name}: {problem}",
+        hint="export the artifact again, or fetch it again from where it was published",
+    )
