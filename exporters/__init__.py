@@ -16,7 +16,7 @@ from .. import plugins
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
-    from ..checkpoints import LoadedModel
+    from ..checkpoints.model import Attention, LoadedModel
     from ..spec import ModelSpec
 
 Options = TypeVar("Options")
@@ -52,6 +52,11 @@ class Exporter(ABC, Generic[Options]):
     def name(self) -> str:
         return type(self).__module__.rpartition(".")[2]
 
+    @property
+    def summary(self) -> str:
+        """One line for ``modelport export --help``: the first of the module's docstring."""
+        return (sys.modules[type(self).__module__].__doc__ or "").strip().splitlines()[0]
+
     @abstractmethod
     def check(self, options: Options) -> None:
         """Refuse options that cannot work, before any work is done.
@@ -64,6 +69,10 @@ class Exporter(ABC, Generic[Options]):
     @abstractmethod
     def strategies(self, options: Options) -> tuple[str, ...]:
         """Ways to capture the graph, from cheapest to dearest; tried until one passes parity."""
+
+    def attention(self, options: Options) -> Attention:
+        """The attention implementation that the format can express."""
+        return "sdpa"
 
     @abstractmethod
     def export(

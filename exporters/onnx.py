@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from ..artifacts import Artifact
-    from ..checkpoints import LoadedModel
+    from ..checkpoints.model import Attention, LoadedModel
 
 OPSETS = range(11, 26)
 DYNAMO_MIN_OPSET = 17
+SDPA_MIN_OPSET = 14
 GRAPH = "model.onnx"
 
 
@@ -70,6 +71,10 @@ class OnnxExporter(Exporter[OnnxOptions]):
         if options.strategy != "auto":
             return (options.strategy,)
         return ("trace", "dynamo") if options.opset >= DYNAMO_MIN_OPSET else ("trace",)
+
+    def attention(self, options: OnnxOptions) -> Attention:
+        # Scaled dot-product attention has no translation below opset 14.
+        return "sdpa" if options.opset >= SDPA_MIN_OPSET else "eager"
 
     def export(
         self,

@@ -1,0 +1,256 @@
+"""The command line: parse, call :mod:`modelport.pipeline`, print, exit.
+
+Knows no format by name: the subcommands of ``export`` and their options come from the files in
+``exporters/``. Everything heavy is imported inside the command that needs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import click
+from modelport import __version__, exporters
+from modelport.console import Output
+from modelport.errors import ModelportError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def common(command: Command) -> Command:
+    """The options every command takes; they arrive as one ``output``."""
+    import functools
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
+        output = click.get_current_context().ensure_object(Output)
+        output.as_json, output.quiet, output.verbose = as_json, quiet, verbose
+        return command(*args, output=output, **kwargs)
+
+    for decorate in (
+        click.option("-v", "--verbose", is_flag=True, help="Every step, and tracebacks."),
+        click.option("-q", "--quiet", is_flag=True, help="Results and errors only."),
+        click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    ):
+        wrapped = decorate(wrapped)
+    return wrapped  # type: ignore[return-value]
+
+
+def model_options(command: Command) -> Command:
+    """Which model, and what is allowed for it; they arrive as one ``request``."""
+    import functools
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from modelport.pipeline import ModelRequest
+
+        names = [f.name for f in dataclasses.fields(ModelRequest)]
+        request = ModelRequest(**{name: kwargs.pop(name) for name in names})
+        return command(*args, request=request, **kwargs)
+
+    for decorate in (
+        click.option("--trust-remote-code", is_flag=True,
+                     help="Run the checkpoint's own Python; needs a pinned --revision."),
+        click.option("--allow-pickle", is_flag=True,
+                     help="Convert a pickle checkpoint, in a process of its own."),
+        click.option("--seed", type=int, default=0, show_default=True,
+                     help="Seed of --weights random."),
+        click.option("--weights", type=click.Choice(["pretrained", "random"]),
+                     default="pretrained", show_default=True,
+                     help="random: the real architecture with seeded weights; needs no network."),
+        click.option("--task", help="Head to load; default: the checkpoint's own."),
+        click.option("--revision", help="Commit, tag or branch of a hub model."),
+        click.option("--model", required=True,
+                     help="Hub id, local directory, demo, or a bundled architecture."),
+    ):
+        wrapped = decorate(wrapped)
+    return wrapped  # type: ignore[return-value]
+
+
+@click.group(context_settings=SETTINGS)
+@click.version_option(__version__, prog_name="modelport")
+def cli() -> None:
+    """Turn transformers checkpoints into artifacts that are proven equal to them.
+
+    Exit codes: 0 ok, 1 unexpected, 2 usage, 3 parity failed, 4 refused for safety, 5 sweep
+    incomplete, 6 something needed is absent, 130 interrupted, 143 terminated.
+    """
+
+
+class Formats(click.Group):
+    """One subcommand for each file in ``exporters/``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(exporters.names())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return _export_command(cmd_name) if cmd_name in exporters.names() else None
+
+
+@cli.group(cls=Formats)
+def export() -> None:
+    """Export a model to a format, prove it equal to its source, and place it."""
+
+
+def _export_command(name: str) -> click.Command:
+    exporter = exporters.get(name)
+    fields = dataclasses.fields(exporter.options_type)
+
+    @common
+    @model_options
+    def command(
+        output: Output, request: Any, destination: Path | None, force: bool, validate: bool,
+        **chosen: Any,
+    ) -> None:
+        from modelport import console, pipeline
+
+        target = destination or pipeline.default_output(request, name)
+        options = exporter.options_type(**chosen)
+        if request.weights == "random":
+            output.note(
+                f"note: weights are random (seed {request.seed}); this is the architecture of "
+                f"{request.model}, not the published model"
+            )
+        if not validate:
+            output.note("note: parity is skipped; publishing will refuse this artifact")
+        with output.progress() as notify:
+            artifact = pipeline.export(
+                name, request, target, options, force=force, validate=validate, notify=notify
+            )
+        output.result(
+            console.artifact_record(artifact), lambda: artifact_and_report(artifact, reports=True)
+        )
+
+    for field in reversed(fields):
+        command = _option(field)(command)
+    command = click.option("--no-validate", "validate", flag_value=False, default=True,
+                           help="Skip parity; recorded, and refused by publish.")(command)
+    command = click.option("--force", is_flag=True,
+                           help="Replace an artifact at the destination, atomically.")(command)
+    command = click.option("--output", "destination", type=click.Path(path_type=Path),
+                           help=f"Destination; default: out/MODEL-{name}.")(command)
+    return click.command(name, help=exporter.summary, context_settings=SETTINGS)(command)
+
+
+def _option(field: dataclasses.Field[Any]) -> Callable[[Command], Command]:
+    """A command-line option from one field of an exporter's options."""
+    choices = field.metadata.get("choices")
+    kind = click.Choice(choices) if choices else {"int": int, "bool": bool}.get(str(field.type), str)
+    name = "--" + field.name.replace("_", "-")
+    return click.option(name, field.name, type=kind, default=field.default, show_default=True,
+                        help=field.metadata.get("help", ""))
+
+
+def artifact_and_report(artifact: Any, *, reports: bool) -> Any:
+    """An artifact with its parity table below."""
+    from modelport import console, pipeline, validate
+    from rich.console import Group
+
+    parts = [console.artifact_view(artifact)]
+    report = pipeline.parity_report(artifact) if reports else None
+    if report is not None:
+        parts += ["", validate.table(report)]
+    return Group(*parts)
+
+
+ARTIFACT = click.argument("artifact", type=click.Path(path_type=Path))
+
+
+@cli.command()
+@ARTIFACT
+@common
+def inspect(output: Output, artifact: Path) -> None:
+    """Show what an artifact is, where it came from and what is proven. Loads no framework."""
+    from modelport import artifacts, console
+
+    found = artifacts.read(artifact)
+    output.result(console.artifact_record(found), lambda: console.artifact_view(found))
+
+
+@cli.command()
+@ARTIFACT
+@common
+def verify(output: Output, artifact: Path) -> None:
+    """Check every file of an artifact against the digests in its manifest."""
+    from modelport import artifacts, console
+
+    found = artifacts.verify(artifact)
+    count = len(found.manifest.files)
+    output.result(
+        {"verified": True, **console.artifact_record(found)},
+        lambda: f"{artifact}: {count} files are those the manifest names",
+    )
+
+
+@cli.command(name="run")
+@ARTIFACT
+@click.option("--text", required=True, help="What to run through the model.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@common
+def run_text(output: Output, artifact: Path, text: str, device: str) -> None:
+    """Run a text through an artifact and show what comes out."""
+    from modelport import pipeline, predict
+
+    found, session = pipeline.open_artifact(artifact, device=device)
+    with session:
+        answer = predict.predict(found, session, text)
+    output.result(answer, lambda: predict.describe(answer))
+
+
+@cli.command()
+@common
+def doctor(output: Output) -> None:
+    """Show versions, providers and devices, and name what is missing or known to fail."""
+    from modelport import doctor as examination
+
+    with output.progress() as notify:
+        findings = examination.examine(notify)
+    output.result(examination.record(findings), lambda: examination.view(findings))
+
+
+def execute(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; never raises."""
+    output = Output()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        result = cli.main(arguments, prog_name="modelport", standalone_mode=False, obj=output)
+        return result if isinstance(result, int) else 0
+    except ModelportError as error:
+        if output.verbose:
+            traceback.print_exc()
+        output.error(error)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback without -v
+        if output.verbose:
+            traceback.print_exc()
+        found = f"unexpected {type(error).__name__}: {error}"
+        output.error(ModelportError(found, hint="run again with -v and report the traceback"))
+        return 1
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def main() -> NoReturn:
+    """Entry point of the ``modelport`` program."""
+    sys.exit(execute())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""The only place where stages are composed: resolve, load, export, read back, validate, place.
+
+Data flows one way. Nothing here knows a format by name; formats come from :mod:`.exporters` and
+what opens them from :mod:`.runtimes`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from . import artifacts, errors, exporters
+from .errors import (
+    ClaimError,
+    ExportError,
+    ModelportError,
+    ParityError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from .artifacts import Artifact, Attempt
+    from .checkpoints import Checkpoint, LoadedModel
+
+Notify = Callable[[str], None]
+"""Receives one short sentence when a step starts; the command line shows it as progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """Which model, and what the user allowed for it.
+
+    Attributes:
+        model: hub id, local directory, ``demo`` or a bundled architecture.
+        revision: commit, tag or branch of a hub model.
+        task: None takes it from the checkpoint's configuration.
+        weights: ``random`` builds the architecture with weights drawn from ``seed``.
+    """
+
+    model: str
+    revision: str | None = None
+    task: str | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
+    seed: int = 0
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    def resolve(self) -> Checkpoint:
+        """Find the checkpoint on disk or on the hub."""
+        from . import checkpoints
+
+        return checkpoints.resolve(
+            self.model,
+            revision=self.revision,
+            task=self.task,
+            weights=self.weights,
+            seed=self.seed,
+            allow_pickle=self.allow_pickle,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+def export(
+    format: str,  # noqa: A002 - the word users know
+    request: ModelRequest,
+    output: Path,
+    options: Any = None,
+    *,
+    force: bool = False,
+    validate: bool = True,
+    notify: Notify = lambda _: None,
+) -> Artifact:
+    """Export a model, prove it, and place it at ``output``; or leave ``output`` as it was.
+
+    Strategies are tried from cheapest to dearest. The first whose file is what was asked for and
+    passes parity is kept; the manifest records every attempt. If none passes, the last one that
+    could be validated is moved to ``output.rejected`` with its report.
+
+    Args:
+        options: an instance of the exporter's ``options_type``; None for its defaults.
+        validate: False skips parity; the manifest says so and publishing refuses it by default.
+
+    Raises:
+        UsageError, UnsafeError, UnavailableError: see :mod:`.errors`.
+        ExportError: no strategy produced a file that opens.
+        ClaimError: what was written is not what was asked for.
+        ParityError: written, but not equal to the source.
+    """
+    exporter = exporters.get(format)
+    options = exporter.options_type() if options is None else options
+    exporter.check(options)
+    with artifacts.stage(output, force=force) as staging:
+        notify(f"finding {request.model}")
+        checkpoint = request.resolve()
+        notify("reading the architecture")
+        model = _load(checkpoint, exporter.attention(options))
+        attempts: list[Attempt] = []
+        for strategy in exporter.strategies(options):
+            _empty(staging.root)
+            attempt = _attempt(
+                exporter, model, staging.root, options, strategy, attempts, validate, notify
+            )
+            attempts.append(attempt)
+            if attempt.outcome == "kept":
+                return artifacts.read(staging.commit())
+        rejected = attempts[-1].outcome == "rejected"
+        where = _reject(staging, attempts) if rejected else None
+    raise _no_strategy_left(attempts, where)
+
+
+def _reject(staging: artifacts.Staging, attempts: list[Attempt]) -> Path:
+    """Move what failed parity aside, its manifest telling that it did."""
+    manifest = artifacts.read(staging.root).manifest
+    artifacts.write_manifest(
+        staging.root, dataclasses.replace(manifest, attempts=tuple(attempts))
+    )
+    return staging.reject(attempts[-1].reason)
+
+
+def _load(checkpoint: Checkpoint, attention: Any) -> LoadedModel:
+    from . import checkpoints
+
+    return checkpoints.load(checkpoint, attention=attention)
+
+
+def _attempt(
+    exporter: exporters.Exporter[Any],
+    model: LoadedModel,
+    root: Path,
+    options: Any,
+    strategy: str,
+    before: list[Attempt],
+    validate: bool,
+    notify: Notify,
+) -> Attempt:
+    """Export by one strategy into ``root`` and judge the result."""
+    start = time.monotonic()
+
+    def outcome(kind: Literal["kept", "rejected", "failed"], reason: str = "") -> Attempt:
+        return artifacts.Attempt(strategy, kind, reason, round(time.monotonic() - start, 3))
+
+    notify(f"capturing the graph ({strategy})")
+    try:
+        exporter.export(model, None, root, options, strategy)
+        written = exporter.read_back(model, root, options)
+    except (errors.UnsafeError, errors.UnavailableError, UsageError):
+        raise
+    except ClaimError as error:
+        return outcome("failed", str(error))
+    except Exception as error:  # noqa: BLE001 - an exporter may fail in any way; the next one is tried
+        return outcome("failed", _first_line(error))
+    notify("writing the manifest")
+    for sidecar in model.sidecars:
+        shutil.copyfile(sidecar, root / sidecar.name)
+    manifest = artifacts.Manifest(
+        format=exporter.name,
+        spec=written.spec,
+        source=model.source,
+        options=dataclasses.asdict(options),
+        facts={"strategy": strategy, **written.facts},
+        tools=tool_versions(),
+        files=artifacts.collect(root),
+        attempts=(*before, outcome("kept", "" if validate else "not validated")),
+    )
+    artifacts.write_manifest(root, manifest)
+    if not validate:
+        return manifest.attempts[-1]
+    notify("validating in a process of its own")
+    summary = _validate_in_child(root)
+    if summary.proven:
+        return manifest.attempts[-1]
+    verdict = summary.parity.verdict if summary.parity else "no verdict"
+    return outcome("rejected", f"parity: {verdict}")
+
+
+def _validate_in_child(root: Path) -> artifacts.Manifest:
+    """Validate in a fresh process, so that neither side's memory adds to the other's."""
+    command = [sys.executable, "-m", "modelport", "validate", str(root), "--quiet", "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in (0, ParityError.exit_code):
+        raise _error_of_child(done)
+    return artifacts.read(root).manifest
+
+
+def _error_of_child(done: subprocess.CompletedProcess[str]) -> ModelportError:
+    """The child's error as it reported it, so that its exit code becomes ours."""
+    try:
+        report = json.loads(done.stdout)["error"]
+    except (ValueError, KeyError, TypeError):
+        return ModelportError(f"the validating process ended with status {done.returncode}")
+    kind = getattr(errors, report["kind"], ModelportError)
+    error: ModelportError = kind(report["found"], allowed=report["allowed"], hint=report["hint"])
+    return error
+
+
+def _no_strategy_left(attempts: list[Attempt], where: Path | None) -> ModelportError:
+    tried = "; ".join(f"{a.strategy}: {a.reason}" for a in attempts)
+    if any(a.outcome == "rejected" for a in attempts):
+        return ParityError(
+            f"no strategy passed parity ({tried})",
+            hint=f"modelport inspect {where}" if where else "another --opset or --strategy",
+        )
+    return ExportError(f"no strategy produced an artifact ({tried})", hint="run again with -v")
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:300] if text else 'no message'}"
+
+
+def _empty(directory: Path) -> None:
+    for entry in directory.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def default_output(request: ModelRequest, format: str) -> Path:  # noqa: A002
+    """Where an export goes when no destination is given: ``out/MODEL-FORMAT``."""
+    name = Path(request.model).name or "model"
+    return Path("out") / f"{name}-{format}"
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what makes an artifact, without importing any of it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    packages = ("modelport", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxsim")
+    found = {"python": sys.version.split()[0]}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

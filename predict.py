@@ -1,0 +1,117 @@
+"""Run a text through an artifact and say what came out, in the terms of its task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .artifacts import Artifact
+    from .session import Session
+
+TOP = 5
+
+
+def predict(artifact: Artifact, session: Session, text: str) -> dict[str, Any]:
+    """Tokenise with the artifact's own tokenizer, run, and interpret the output.
+
+    Returns:
+        ``task``, ``text``, ``outputs`` (shape and dtype by name), and ``answer``: for
+        feature-extraction the mean-pooled, normalised embedding; for fill-mask the best tokens at
+        each mask; for classification the labels with their probabilities; else nothing.
+
+    Raises:
+        UsageError: the artifact takes no text, or has no tokenizer.
+    """
+    from . import checkpoints
+
+    names = session.spec.input_names
+    if "input_ids" not in names:
+        raise UsageError(f"this artifact takes {', '.join(names)}, not text")
+    feeds = {k: v for k, v in checkpoints.tokenize(artifact.root, [text]).items() if k in names}
+    outputs = session.run(feeds)
+    task = artifact.manifest.source.task
+    interpret = {
+        "feature-extraction": _embedding,
+        "fill-mask": _masked_tokens,
+        "text-classification": _labels,
+    }.get(task)
+    return {
+        "task": task,
+        "text": text,
+        "outputs": {k: {"shape": list(v.shape), "dtype": str(v.dtype)} for k, v in outputs.items()},
+        "answer": interpret(artifact.root, feeds, outputs) if interpret else None,
+    }
+
+
+def _embedding(
+    root: Path, feeds: dict[str, np.ndarray], outputs: dict[str, np.ndarray]
+) -> list[float]:
+    import numpy as np
+
+    hidden = outputs["last_hidden_state"].astype(np.float64)
+    mask = feeds["attention_mask"][:, :, None]
+    pooled = (hidden * mask).sum(axis=1) / mask.sum(axis=1)
+    vector = pooled[0] / np.linalg.norm(pooled[0])
+    return [float(x) for x in vector]
+
+
+def _masked_tokens(
+    root: Path, feeds: dict[str, np.ndarray], outputs: dict[str, np.ndarray]
+) -> list[list[dict[str, Any]]]:
+    import numpy as np
+
+    from . import checkpoints
+
+    tokenizer = checkpoints.tokenizer(root)
+    positions = np.flatnonzero(feeds["input_ids"][0] == tokenizer.mask_token_id)
+    if not positions.size:
+        raise UsageError(
+            "the text has no masked word", allowed=f"write {tokenizer.mask_token} where one is"
+        )
+    answers = []
+    for position in positions:
+        scores = _softmax(outputs["logits"][0, position])
+        best = np.argsort(scores)[::-1][:TOP]
+        answers.append(
+            [{"token": tokenizer.decode([int(i)]), "score": float(scores[i])} for i in best]
+        )
+    return answers
+
+
+def _labels(
+    root: Path, feeds: dict[str, np.ndarray], outputs: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    config = json.loads((root / "config.json").read_text(encoding="utf-8"))
+    names = config.get("id2label") or {}
+    scores = _softmax(outputs["logits"][0])
+    return [
+        {"label": names.get(str(i), f"LABEL_{i}"), "score": float(scores[i])}
+        for i in scores.argsort()[::-1][:TOP]
+    ]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    return np.asarray(shifted / shifted.sum())
+
+
+def describe(answer: dict[str, Any]) -> str:
+    """An answer for a person."""
+    lines = [f"{k}: {v['dtype']}{v['shape']}" for k, v in answer["outputs"].items()]
+    found = answer["answer"]
+    if answer["task"] == "feature-extraction":
+        head = ", ".join(f"{x:+.4f}" for x in found[:6])
+        lines.append(f"embedding: {len(found)} numbers, [{head}, …]")
+    elif answer["task"] == "fill-mask":
+        lines += ["  ".join(f"{a['token'].strip()} {a['score']:.3f}" for a in mask) for mask in found]
+    elif found:
+        lines += [f"{a['label']} {a['score']:.3f}" for a in found]
+    return "\n".join(lines)

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import re
+
+import modelport.errors as errors
+import pytest
+
+CLASSES = [
+    c for c in vars(errors).values()
+    if isinstance(c, type) and issubclass(c, errors.ModelportError)
+]
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda c: c.__name__)
+def test_the_drawn_tree_is_the_real_one(kind: type[errors.ModelportError]) -> None:
+    drawn = re.search(rf"{kind.__name__}\s+(\d)", errors.__doc__ or "")
+    assert drawn, f"{kind.__name__} is missing from the module's docstring"
+    assert int(drawn.group(1)) == kind.exit_code
+
+
+def test_an_error_says_found_allowed_and_what_to_try() -> None:
+    error = errors.UsageError("opset 9", allowed="11 to 25", hint="--opset 11")
+    assert str(error) == "opset 9\nallowed: 11 to 25\ntry: --opset 11"
+    assert str(errors.UsageError("only this")) == "only this"
