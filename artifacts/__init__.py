@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from ..checkpoints.model import Source
 from .directory import Staging, stage
 from .manifest import (
     BENCHMARK,
@@ -15,7 +16,6 @@ from .manifest import (
     FileEntry,
     Manifest,
     ParitySummary,
-    Source,
 )
 from .store import collect, read, verify, with_report, write_manifest
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotati
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from ..checkpoints.model import Source  # noqa: TC001
 from ..errors import PathEscape, UsageError
@@ -22,7 +22,7 @@ from ..spec import ModelSpec  # noqa: TC001
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-SCHEMA = 1
+SCHEMA: Final = 1
 MANIFEST = "manifest.json"
 PARITY = "parity.json"
 BENCHMARK = "benchmark.json"

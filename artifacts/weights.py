@@ -31,6 +31,8 @@ __all__ = [
     "convert_chunks",
     "copy_file",
     "nonfinite",
+    "numpy_dtype",
+    "read",
     "read_chunks",
     "read_header",
     "read_metadata",
@@ -173,6 +175,44 @@ def read_chunks(ref: TensorRef, nbytes: int = _SCAN) -> Iterator[memoryview]:
         os.close(descriptor)
 
 
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """The NumPy dtype of a :class:`TensorRef`'s dtype; ml_dtypes supplies what NumPy lacks."""
+    import numpy as np
+
+    if dtype.startswith(("bfloat16", "float8", "float4")):
+        import ml_dtypes
+
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, dtype))
+        return found
+    return np.dtype(dtype)
+
+
+def read(ref: TensorRef, dtype: str | None = None, *, name: str = "") -> np.ndarray[Any, Any]:
+    """A whole tensor in memory, for small ones and for tests.
+
+    Args:
+        ref: where its bytes lie; elements of at least one byte.
+        dtype: convert to this float dtype, as :func:`convert_chunks`.
+        name: for messages.
+
+    Raises:
+        CheckpointError: the file ends early.
+        UsageError: as :func:`convert_chunks`.
+    """
+    import numpy as np
+
+    target = numpy_dtype(dtype or ref.dtype)
+    convert = dtype is not None and dtype != ref.dtype
+    pieces = convert_chunks(ref, dtype or "", name=name) if convert else read_chunks(ref)
+    out = np.empty(ref.shape, target)
+    flat = out.reshape(-1).view(np.uint8)
+    position = 0
+    for piece in pieces:
+        flat[position : position + piece.nbytes] = np.frombuffer(piece, np.uint8)
+        position += piece.nbytes
+    return out
+
+
 @dataclass(frozen=True, slots=True)
 class _Bits:
     """How to see NaN and infinity in the bits: ``(bits << 1) >= limit`` drops the sign."""
@@ -244,7 +284,7 @@ def convert_chunks(ref: TensorRef, dtype: str, *, name: str = "") -> Iterator[me
         )
     import numpy as np
 
-    source, target = _numpy(ref.dtype), _numpy(dtype)
+    source, target = numpy_dtype(ref.dtype), numpy_dtype(dtype)
     scratch = np.empty(_CONVERT, target)
     largest = None if _holds(ref.dtype, dtype) else _largest(dtype)
     for chunk in read_chunks(ref, _CONVERT * source.itemsize):
@@ -259,16 +299,6 @@ def convert_chunks(ref: TensorRef, dtype: str, *, name: str = "") -> Iterator[me
         yield out.view(np.uint8).data
 
 
-def _numpy(dtype: str) -> np.dtype[Any]:
-    import numpy as np
-
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(dtype)
-
-
 def _holds(source: str, target: str) -> bool:
     """Whether every finite value of ``source`` is finite in ``target``."""
     order = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
@@ -278,7 +308,7 @@ def _holds(source: str, target: str) -> bool:
 def _largest(dtype: str) -> float:
     import ml_dtypes
 
-    return float(ml_dtypes.finfo(_numpy(dtype)).max)
+    return float(ml_dtypes.finfo(numpy_dtype(dtype)).max)
 
 
 def _widen(values: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
