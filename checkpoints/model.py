@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from ..errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from ..spec import ModelSpec
 
 Attention = Literal["eager", "sdpa"]
+Dtype = Literal["float32", "float64", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,21 @@ class Source:
     remote_code: bool = False
 
 
+class Scan(Protocol):
+    """One pass over the weight files, running in the background; reading a property waits for it.
+
+    Attributes:
+        digest: sha256 over the sorted (name, sha256) of the files.
+        nonfinite: for each stored tensor that holds NaN or infinity, how many.
+    """
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def nonfinite(self) -> Mapping[TensorRef, int]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint on the local disk; nothing is loaded yet.
@@ -65,12 +83,23 @@ class Checkpoint:
     Attributes:
         root: directory with ``config.json`` and, where there is one, the tokenizer.
         tensors: every stored tensor by its name in the checkpoint.
-        source: see :class:`Source`.
+        origin: :attr:`source`, but for the digest, which is still being computed.
+        scan: the pass that computes it.
     """
 
     root: Path
     tensors: Mapping[str, TensorRef]
-    source: Source
+    origin: Source
+    scan: Scan = field(compare=False, repr=False)
+
+    @property
+    def task(self) -> str:
+        return self.origin.task
+
+    @property
+    def source(self) -> Source:
+        """The origin with its digest; waits until the weight files have been hashed."""
+        return replace(self.origin, digest=self.scan.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +109,8 @@ class LoadedModel:
     Attributes:
         spec: inputs, outputs and dynamic dimensions.
         module: in eval mode; ``forward(*tensors)`` takes ``spec.inputs`` in order and returns a
-            tuple of ``spec.outputs`` in order.
+            tuple of ``spec.outputs`` in order. The transformers model is ``module.model``, so its
+            parameter ``x`` is ``model.x`` here and in :attr:`weights`.
         checkpoint: where it came from.
         weights: for each name in ``module.state_dict()`` that is stored, where its bytes lie.
             Names of tied parameters map to the same reference. Shapes equal the module's; dtypes
@@ -99,4 +129,20 @@ class LoadedModel:
 
     @property
     def source(self) -> Source:
+        """Which weights these are; waits until they have been read once.
+
+        Raises:
+            CheckpointError: a tensor the module uses holds NaN or infinity.
+        """
+        broken = {name: self.checkpoint.scan.nonfinite[ref] for name, ref in self.weights.items()
+                  if ref in self.checkpoint.scan.nonfinite}
+        if broken:
+            first = ", ".join(f"{n.removeprefix('model.')} ({c})" for n, c in
+                              sorted(broken.items())[:3])
+            more = f" and {len(broken) - 3} more tensors" if len(broken) > 3 else ""
+            raise CheckpointError(
+                f"the weights hold NaN or infinity: {first}{more}",
+                allowed="finite weights: an artifact made from these can't be compared with anything",
+                hint="another revision of the checkpoint, or train it again from a finite one",
+            )
         return self.checkpoint.source

@@ -1,0 +1,110 @@
+"""Checkpoints that have to be made first: drawn from a seed, or converted in a process of its own.
+
+What is made lies in a cache directory under a key of everything that went into it, and appears
+there by one rename: another process sees all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, StorageError
+from .files import CONFIG
+
+_CACHE = "MODELPORT_CACHE"
+
+
+def cache_root() -> Path:
+    """``$MODELPORT_CACHE``, or ``~/.cache/modelport``."""
+    return Path(os.environ.get(_CACHE) or Path.home() / ".cache" / "modelport").absolute()
+
+
+def random_weights(config: Mapping[str, Any], class_name: str, task: str, seed: int) -> Path:
+    """A directory with the architecture's weights drawn from a seed; made unless it is cached.
+
+    The key holds the versions too: another torch may draw other numbers.
+
+    Raises:
+        CheckpointError: transformers could not build it.
+        StorageError: no space for it.
+    """
+    material = [config, class_name, task, seed, version("torch"), version("transformers")]
+    text = json.dumps(config, indent=2, sort_keys=True)
+    return _made("random", material, "random", {"class_name": class_name, "seed": seed},
+                 given={CONFIG: text})
+
+
+def from_pickle(root: Path) -> Path:
+    """A directory with the tensors of a pickle checkpoint as safetensors."""
+    pickles = sorted(root.glob("pytorch_model*.bin"))
+    material = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in pickles]
+    return _made("unpickled", material, "unpickle", {"root": str(root.absolute())})
+
+
+def converted(
+    root: Path, digest: str, class_name: str, init: Mapping[str, Any]
+) -> Path:
+    """A directory with the weights under the names of the module transformers builds from them."""
+    material = [digest, class_name, dict(init), version("transformers")]
+    arguments = {"root": str(root.absolute()), "class_name": class_name, "init": dict(init)}
+    return _made("converted", material, "convert", arguments)
+
+
+def _made(
+    kind: str, material: Any, command: str, arguments: Mapping[str, Any],
+    given: Mapping[str, str] | None = None,
+) -> Path:
+    from filelock import FileLock
+
+    key = hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()[:32]
+    target = cache_root() / kind / key
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_suffix(".lock")):
+            if target.is_dir():
+                return target
+            work = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=target.parent))
+            try:
+                for name, text in (given or {}).items():
+                    (work / name).write_text(text)
+                run(command, {"root": str(work), **arguments, "out": str(work)})
+                work.chmod(0o755)
+                work.rename(target)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(f"{target.parent} can't hold the weights: {error}",
+                           allowed="a directory with space for them",
+                           hint=f"{_CACHE}=DIR on another disk") from error
+    return target
+
+
+def run(command: str, arguments: Mapping[str, Any]) -> None:
+    """Run a command of :mod:`~.worker` in a child process.
+
+    Raises:
+        CheckpointError: it failed; carries the last line of what it said.
+    """
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                   "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, "-m", f"{__package__}.worker", command],
+        input=json.dumps(arguments), text=True, capture_output=True, env=environment, check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise CheckpointError(
+            f"the checkpoint could not be built ({command}): {lines[-1] if lines else 'no message'}",
+            allowed="a config and weights that the installed transformers can load",
+            hint="modelport doctor shows the versions in use")

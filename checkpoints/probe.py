@@ -1,0 +1,196 @@
+"""What only a run can tell: the outputs' names and shapes, and the longest sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..spec import Dim, ModelSpec, TensorSpec
+from . import samples
+
+if TYPE_CHECKING:
+    import torch
+
+_STATES = ("past_key_values", "hidden_states", "attentions", "loss", "mems", "cache_params")
+_PROBE_ELEMENTS = 1 << 24
+
+
+class ForwardFailed(Exception):  # noqa: N818 - a signal, caught where inputs are chosen
+    """The forward raised on these inputs; the message is its first line."""
+
+
+class _ReachedLayers(Exception):  # noqa: N818
+    """The embeddings accepted the input."""
+
+
+def outputs(
+    model: torch.nn.Module,
+    inputs: tuple[TensorSpec, ...],
+    dims: Mapping[str, Dim],
+    constants: Mapping[str, Any],
+) -> tuple[tuple[TensorSpec, ...], dict[str, Dim]]:
+    """The outputs, and the ranges of dimensions that only they have.
+
+    The module runs twice on tensors without data, at sizes that differ in every dimension: an
+    output's dimension that stays is a constant, one that moves as an input's does is that one.
+
+    Raises:
+        ForwardFailed: with the module's own message.
+    """
+    first, second = samples.sizes(dims), samples.sizes(dims, step=1)
+    a, b = _run(model, inputs, first, constants), _run(model, inputs, second, constants)
+    if list(a) != list(b):
+        raise ForwardFailed(f"it returns {', '.join(a)} at one size and {', '.join(b)} at another")
+    own: dict[tuple[int, int], str] = {}
+    result = []
+    for name, (shape, dtype) in a.items():
+        pairs = zip(shape, b[name][0], strict=True)
+        named = tuple(_dimension(pair, first, second, own, dims) for pair in pairs)
+        result.append(TensorSpec(name, dtype, named))
+    return tuple(result), _own_ranges(model, inputs, dims, constants, tuple(result), own)
+
+
+def _dimension(
+    pair: tuple[int, int],
+    first: Mapping[str, int],
+    second: Mapping[str, int],
+    own: dict[tuple[int, int], str],
+    dims: Mapping[str, Dim],
+) -> int | str:
+    if pair[0] == pair[1]:
+        return pair[0]
+    for name in dims:
+        if (first[name], second[name]) == pair:
+            return name
+    if pair not in own:
+        base = "frames" if "samples" in dims else "positions"
+        own[pair] = base if base not in own.values() and base not in dims else f"{base}_{len(own)}"
+    return own[pair]
+
+
+def _own_ranges(
+    model: torch.nn.Module,
+    inputs: tuple[TensorSpec, ...],
+    dims: Mapping[str, Dim],
+    constants: Mapping[str, Any],
+    found: tuple[TensorSpec, ...],
+    own: Mapping[tuple[int, int], str],
+) -> dict[str, Dim]:
+    if not own:
+        return {}
+    sizes: dict[str, list[int]] = {name: [] for name in own.values()}
+    for bound in ("min", "opt", "max"):
+        at = {name: getattr(dim, bound) for name, dim in dims.items()}
+        shapes = _run(model, inputs, at, constants)
+        for tensor in found:
+            for dim, size in zip(tensor.shape, shapes[tensor.name][0], strict=True):
+                if isinstance(dim, str) and dim in sizes:
+                    sizes[dim].append(size)
+    return {name: Dim(min(s), sorted(s)[len(s) // 2], max(s)) for name, s in sizes.items()}
+
+
+def _run(
+    model: torch.nn.Module,
+    inputs: tuple[TensorSpec, ...],
+    sizes: Mapping[str, int],
+    constants: Mapping[str, Any],
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Names, shapes and dtypes of the outputs; without data where the module allows it."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    spec = ModelSpec(inputs, ())
+    shapes = {t.name: spec.shape(t, sizes) for t in inputs}
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            feeds = {t.name: torch.ones(shapes[t.name], dtype=getattr(torch, t.dtype))
+                     for t in inputs}
+            return _described(model(**feeds, **constants))
+    except Exception:  # noqa: BLE001 - a branch on data; with data it may well run
+        pass
+    dims = {name: Dim(size, size, size) for name, size in sizes.items()}
+    example = samples.example(ModelSpec(inputs, (), dims))
+    try:
+        with torch.no_grad():
+            feeds = {t.name: torch.tensor(example[t.name].astype(_plain(t.dtype)))
+                     .to(getattr(torch, t.dtype)) for t in inputs}
+            return _described(model(**feeds, **constants))
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ForwardFailed(line) from error
+
+
+def _plain(dtype: str) -> str:
+    return "float32" if dtype == "bfloat16" else dtype
+
+
+def _described(result: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    import torch
+
+    described = {
+        name: (tuple(int(s) for s in value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in result.items()
+        if isinstance(value, torch.Tensor) and not any(s in name for s in _STATES)
+    }
+    if not described:
+        raise ForwardFailed("it returns no tensor")
+    return described
+
+
+def longest(model: torch.nn.Module, inputs: tuple[TensorSpec, ...], stated: int) -> int:
+    """The most tokens that the embeddings accept, at most ``stated``.
+
+    A table of positions may be larger than what it serves (RoBERTa's has 514 rows for 512 tokens),
+    which only shows when it is read: the module is run up to its first layer, where the run stops.
+    A module without a list of layers, or one whose embeddings at ``stated`` tokens would be too
+    large to try, is taken at its word.
+    """
+    import torch
+
+    layers = next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m)),
+                  None)
+    hidden = int(getattr(model.config.get_text_config(), "hidden_size", 0) or 1024)
+    if layers is None or stated * hidden > _PROBE_ELEMENTS:
+        return stated
+
+    def stop(*_: Any) -> None:
+        raise _ReachedLayers
+
+    def accepts(length: int) -> bool:
+        try:
+            with torch.no_grad():
+                model(**_feeds(inputs, length))
+        except _ReachedLayers:
+            return True
+        except Exception:  # noqa: BLE001 - whatever the embeddings raise, it is too long
+            return False
+        return True
+
+    handle = layers[0].register_forward_pre_hook(stop)
+    try:
+        if accepts(stated) or not accepts(2):
+            return stated
+        low, high = 2, stated
+        while high - low > 1:
+            middle = high - 1 if high - low <= 4 else (low + high) // 2
+            low, high = (middle, high) if accepts(middle) else (low, middle)
+        return low
+    finally:
+        handle.remove()
+
+
+def _feeds(inputs: tuple[TensorSpec, ...], length: int) -> dict[str, Any]:
+    import torch
+
+    others = {d: 2 for t in inputs for d in t.shape if isinstance(d, str)}
+    sizes = {**others, "batch": 1, "sequence": length}
+    dims = {name: Dim(size, size, size) for name, size in sizes.items()}
+    spec = ModelSpec(inputs, (), dims)
+    example = {t.name: torch.zeros(spec.shape(t, sizes), dtype=getattr(torch, t.dtype))
+               for t in inputs}
+    for t in inputs:
+        if t.role == "tokens":
+            example[t.name].fill_(0 if t.pad != 0 else min(1, (t.high or 2) - 1))
+        elif t.role == "mask":
+            example[t.name].fill_(1)
+    return example

