@@ -143,8 +143,19 @@ def dumps(manifest: Manifest) -> str:
 
     Infinity and NaN, which JSON lacks, become ``"Infinity"``, ``"-Infinity"`` and ``"NaN"``.
     """
-    data = _named_nonfinite(_adapter().dump_python(manifest, mode="json"))
-    return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    from pydantic_core import to_jsonable_python
+
+    # Not mode="json", which turns an infinite fact into null.
+    data = _named_nonfinite(_adapter().dump_python(manifest))
+    text = json.dumps(
+        data,
+        indent=2,
+        sort_keys=True,
+        ensure_ascii=False,
+        allow_nan=False,
+        default=to_jsonable_python,
+    )
+    return text + "\n"
 
 
 def loads(text: str | bytes) -> Manifest:
@@ -258,10 +269,10 @@ def _refuse_unknown(given: Any, known: Any, where: str) -> None:
 
 def _named_nonfinite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        return next(n for n, v in _NONFINITE.items() if v == value or value != value != v)
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
         return {key: _named_nonfinite(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_named_nonfinite(item) for item in value]
     return value
 
