@@ -13,13 +13,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, StorageError
 from .files import CONFIG
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _CACHE = "MODELPORT_CACHE"
 
@@ -104,7 +106,8 @@ def run(command: str, arguments: Mapping[str, Any]) -> None:
         input=json.dumps(arguments), text=True, capture_output=True, env=environment, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
+        said = lines[-1] if lines else "no message"
         raise CheckpointError(
-            f"the checkpoint could not be built ({command}): {lines[-1] if lines else 'no message'}",
+            f"the checkpoint could not be built ({command}): {said}",
             allowed="a config and weights that the installed transformers can load",
             hint="modelport doctor shows the versions in use")

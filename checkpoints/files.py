@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..artifacts.weights import read_header
 from ..errors import CheckpointError, PathEscape
 
-from .model import TensorRef
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .model import TensorRef
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"

@@ -76,7 +76,7 @@ def fetch(
 
 
 def _patterns(names: list[str], with_weights: bool, with_pickle: bool) -> list[str]:
-    wanted = list(SIDECARS) + (["*.py"] if False else [])
+    wanted = list(SIDECARS)
     if with_weights:
         safe = [n for n in names if any(fnmatchcase(n, p) for p in _WEIGHTS)]
         wanted += [SINGLE] if SINGLE in safe else safe
@@ -92,7 +92,7 @@ def _from_cache(
 
     try:
         root = Path(snapshot_download(model, revision=revision, local_files_only=True))
-    except Exception as error:  # noqa: BLE001 - absent from the cache, whatever the reason
+    except Exception as error:
         raise _unreachable(model, cause) from error
     if not (root / "config.json").is_file():
         raise _unreachable(model, cause)

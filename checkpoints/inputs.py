@@ -7,20 +7,22 @@ no architecture is named.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..spec import Dim, ModelSpec, TensorSpec
 from . import probe, samples
 from .facts import Facts
-from .model import Dtype
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
     import numpy as np
     import torch
+
+    from .model import Dtype
 
 _TEXT = ("batch", "sequence")
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, UsageError
@@ -15,6 +13,9 @@ from .files import read_config, read_tensors, sidecars, weight_files
 from .model import Attention, Checkpoint, Dtype, LoadedModel, TensorRef
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
     import torch
 
     from ..spec import Dim

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from ..errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     import numpy as np
     import torch
 
@@ -142,7 +143,7 @@ class LoadedModel:
             more = f" and {len(broken) - 3} more tensors" if len(broken) > 3 else ""
             raise CheckpointError(
                 f"the weights hold NaN or infinity: {first}{more}",
-                allowed="finite weights: an artifact made from these can't be compared with anything",
+                allowed="finite weights: what is made from these can't be compared with anything",
                 hint="another revision of the checkpoint, or train it again from a finite one",
             )
         return self.checkpoint.source

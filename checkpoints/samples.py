@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..spec import Dim, ModelSpec, TensorSpec
-
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
+
+    from ..spec import Dim, ModelSpec, TensorSpec
 
 _PREFERRED = {"batch": 2, "choices": 3, "sequence": 9, "target": 5, "frames": 48}
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,11 @@ class Task:
     suffix: str
     mapping: str
     generation: bool = False
+
+    @property
+    def auto(self) -> str:
+        """Name of the auto class, which is also the key in a checkpoint's ``auto_map``."""
+        return "AutoModel" if self.suffix == "Model" else f"AutoModel{self.suffix}"
 
 
 TASKS: Mapping[str, Task] = {
@@ -123,6 +131,24 @@ def class_name(model_type: str, task: str, architectures: tuple[str, ...] = ()) 
                          allowed=", ".join(supported) or "no task: the model type is unknown",
                          hint=f"--task {supported[0]}" if supported else "another model")
     return str(names if isinstance(names, str) else names[0])
+
+
+def remote_class(root: Path, config: Mapping[str, Any], task: str) -> Any:
+    """The class that a checkpoint brings along for a task; the caller has allowed its code.
+
+    Raises:
+        UsageError: its ``auto_map`` names none for the task.
+    """
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    auto_map = config.get("auto_map") or {}
+    reference = auto_map.get(TASKS[task].auto)
+    if not reference:
+        raise UsageError(f"the checkpoint brings no class for {task} ({TASKS[task].auto})",
+                         allowed=", ".join(n for n in available() if TASKS[n].auto in auto_map)
+                         or "none of the known tasks", hint="another --task")
+    name = reference if isinstance(reference, str) else reference[0]
+    return get_class_from_dynamic_module(name, root, local_files_only=True)
 
 
 def for_model_type(model_type: str) -> tuple[str, ...]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     import numpy as np
 
 
 def tokenize(
-    root: Path, texts: Sequence[str], names: Sequence[str] | None = None, max_length: int | None = None
+    root: Path,
+    texts: Sequence[str],
+    names: Sequence[str] | None = None,
+    max_length: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Feeds for a batch of texts, padded to the longest.
 

@@ -10,20 +10,25 @@ several tensors, instead of renaming one, is noticed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts.weights import read_chunks
-from .model import Attention, Dtype, TensorRef
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     import torch
 
+    from .model import Attention, Dtype, TensorRef
+
 _PLACEHOLDER = 0.01
+_FIRST_TAG = 1 << 20
+"""Far from any number that transformers initialises with; float32 holds 15 million more exactly."""
+_HEAD = 256
 
 
-class NeedsConversion(Exception):  # noqa: N818 - a signal, caught by the loader
+class NeedsConversion(Exception):
     """A parameter is not one stored tensor under another name."""
 
 
@@ -78,11 +83,8 @@ def build(
     for name, tensor in model.state_dict().items():
         if name in skip or not isinstance(tensor, torch.Tensor):
             continue
-        if tensor.untyped_storage().nbytes() != tensor.element_size():
-            if tensor.numel() == 0:
-                continue
-            raise NeedsConversion(name)
-        weights[name] = refs[int(tensor[(0,) * tensor.ndim].item())]
+        if tensor.numel():
+            weights[name] = _untagged(name, tensor, refs)
     return Found(model, weights, tuple(sorted(info["missing_keys"])),
                  tuple(info["mismatched_keys"]))
 
@@ -113,6 +115,16 @@ def with_placeholders(found: Found, dtype: Dtype) -> torch.nn.Module:
     return found.model.eval()
 
 
+def _untagged(name: str, tensor: torch.Tensor, refs: Mapping[int, TensorRef]) -> TensorRef:
+    tag = int(tensor[(0,) * tensor.ndim].item())
+    # Tying pads a bias to its matrix, which copies it: a constant is a tag whatever its strides.
+    constant = (tensor.untyped_storage().nbytes() == tensor.element_size()
+                or bool((tensor == tensor[(0,) * tensor.ndim]).all()))
+    if not constant or tag not in refs or refs[tag].shape != tuple(tensor.shape):
+        raise NeedsConversion(name)
+    return refs[tag]
+
+
 def _read(ref: TensorRef) -> torch.Tensor:
     import torch
 
@@ -122,15 +134,35 @@ def _read(ref: TensorRef) -> torch.Tensor:
 
 def _tags(
     tensors: Mapping[str, TensorRef],
-) -> tuple[dict[str, torch.Tensor], list[TensorRef]]:
+) -> tuple[dict[str, torch.Tensor], dict[int, TensorRef]]:
+    """A tag for each tensor. Tensors of the same content share one.
+
+    transformers ties two stored parameters only where their values are equal, and pickles hold
+    both of a tied pair.
+    """
     import torch
 
-    refs: list[TensorRef] = []
+    refs: dict[int, TensorRef] = {}
+    alike: dict[object, list[int]] = {}
     tags = {}
     for name, ref in tensors.items():
-        tags[name] = torch.full((1,) * len(ref.shape), float(len(refs))).expand(ref.shape)
-        refs.append(ref)
+        group = alike.setdefault((ref.dtype, ref.shape, _head(ref)), [])
+        number = next((n for n in group if _same(refs[n], ref)), None)
+        if number is None:
+            number = _FIRST_TAG + len(refs)
+            refs[number] = ref
+            group.append(number)
+        tags[name] = torch.full((1,) * len(ref.shape), float(number)).expand(ref.shape)
     return tags, refs
+
+
+def _head(ref: TensorRef) -> bytes:
+    return bytes(next(iter(read_chunks(ref, _HEAD)), b""))
+
+
+def _same(one: TensorRef, other: TensorRef) -> bool:
+    pairs = zip(read_chunks(one), read_chunks(other), strict=True)
+    return all(a == b for a, b in pairs)
 
 
 @contextlib.contextmanager

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .files import INDEX, SINGLE, read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import torch
 
 
@@ -71,7 +72,8 @@ def unpickle(root: str, out: str) -> None:
             raise ValueError(f"the index names {name!r}, a path outside its directory")
         state = torch.load(source / name, map_location="cpu", weights_only=True)
         tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
-        target = SINGLE if len(names) == 1 else f"model-{number + 1:05}-of-{len(names):05}.safetensors"
+        shard = f"model-{number + 1:05}-of-{len(names):05}.safetensors"
+        target = SINGLE if len(names) == 1 else shard
         _save(tensors, Path(out), target)
         written.update(dict.fromkeys(tensors, target))
     if len(names) > 1:
