@@ -99,10 +99,11 @@ def _load(file: Path) -> _Header:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror}", hint=_AGAIN) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        _corrupt(file, "it is not a regular file")
     with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            _corrupt(file, "it is not a regular file")
         head = stream.read(len(_LFS))
         length = _header_length(file, head, status.st_size)
         stream.seek(8)

@@ -215,15 +215,17 @@ def read(ref: TensorRef, dtype: str | None = None, *, name: str = "") -> np.ndar
 
 @dataclass(frozen=True, slots=True)
 class _Bits:
-    """How to see NaN and infinity in the bits: ``(bits << 1) >= limit`` drops the sign."""
+    """How to see NaN and infinity in the bits: ``(bits << 1) - less >= limit`` drops the sign."""
 
     unsigned: str
     limit: int
     shift: int = 1
+    less: int = 0
 
 
 # All exponent bits set means NaN or infinity (IEEE 754, 3.4). E4M3FN has no infinity and one NaN,
-# E8M0 has no sign and one NaN (OCP 8-bit floating point specification, OCP microscaling).
+# E8M0 has no sign and one NaN (OCP 8-bit floating point specification, OCP microscaling). The FNUZ
+# formats use negative zero, 0x80, for their only NaN; subtracting 0x81 makes it the largest.
 _NONFINITE = {
     "float64": _Bits("uint64", 0xFFE0_0000_0000_0000),
     "float32": _Bits("uint32", 0xFF00_0000),
@@ -233,6 +235,8 @@ _NONFINITE = {
     "float8_e5m2": _Bits("uint8", 0xF8),
     "float8_e4m3fn": _Bits("uint8", 0xFE),
     "float8_e8m0fnu": _Bits("uint8", 0xFF, shift=0),
+    "float8_e4m3fnuz": _Bits("uint8", 0xFF, shift=0, less=0x81),
+    "float8_e5m2fnuz": _Bits("uint8", 0xFF, shift=0, less=0x81),
 }
 
 
@@ -254,6 +258,8 @@ def nonfinite(ref: TensorRef) -> int:
     for chunk in read_chunks(ref):
         bits = np.frombuffer(chunk, how.unsigned)
         shifted = np.left_shift(bits, how.shift, out=scratch[: bits.size])
+        if how.less:
+            np.subtract(shifted, np.uint8(how.less), out=shifted)
         if shifted.max() >= how.limit:
             found += int(np.count_nonzero(shifted >= how.limit))
     return found
