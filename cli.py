@@ -7,6 +7,7 @@ Knows no format by name: the subcommands of ``export`` and their options come fr
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import sys
 import traceback
@@ -161,6 +162,58 @@ def artifact_and_report(artifact: Any, *, reports: bool) -> Any:
 
 
 ARTIFACT = click.argument("artifact", type=click.Path(path_type=Path))
+
+
+def sizes(text: str | None) -> tuple[int, ...]:
+    """``1,2,4`` as numbers.
+
+    Raises:
+        BadParameter: not a list of positive integers.
+    """
+    try:
+        found = tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        found = (0,)
+    if any(size < 1 for size in found):
+        raise click.BadParameter(f"{text!r} is not a list of positive integers, such as 1,3,7")
+    return found
+
+
+@cli.command()
+@ARTIFACT
+@click.option("--reference", help="Compare with this model; default: the artifact's own source.")
+@click.option("--batch-sizes", help="Batch sizes to compare at, such as 1,3,7.")
+@click.option("--seq-lens", help="Sequence lengths to compare at, such as 1,17,512.")
+@click.option("--inputs", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Your own feeds, as .npz with one array for each input.")
+@click.option("--max-seconds", type=float, help="Time for everything; what it excludes is listed.")
+@click.option("--max-memory", type=float, metavar="GB", help="Memory for one case's arrays.")
+@click.option("--runtime", help="What runs the artifact; default: the first that can.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@common
+def validate(
+    output: Output, artifact: Path, reference: str | None, batch_sizes: str | None,
+    seq_lens: str | None, inputs: Path | None, max_seconds: float | None,
+    max_memory: float | None, runtime: str | None, device: str,
+) -> int:
+    """Compare an artifact with its source at shapes never traced, and record the verdict."""
+    from modelport import pipeline
+    from modelport import validate as validation
+
+    chosen = {"batch": sizes(batch_sizes), "sequence": sizes(seq_lens)}
+    limits = pipeline.Limits(
+        sizes={name: values for name, values in chosen.items() if values},
+        max_seconds=max_seconds,
+        max_memory=int(max_memory * 1e9) if max_memory else None,
+        inputs=inputs,
+    )
+    with output.progress() as notify:
+        _, report = pipeline.validate_artifact(
+            artifact, reference=pipeline.ModelRequest(reference) if reference else None,
+            runtime=runtime, device=device, limits=limits, notify=notify,
+        )
+    output.result(json.loads(report.to_json()), lambda: validation.table(report))
+    return 0 if report.accepted else ParityError.exit_code
 
 
 @cli.command()

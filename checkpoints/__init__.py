@@ -11,23 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .loader import load, load_reference
-    from .model import Checkpoint, LoadedModel, Source, TensorRef
+    from .model import Checkpoint, Dtype, LoadedModel, Source, TensorRef
     from .resolver import resolve
-    from .tokens import tokenize
+    from .tokens import has_tokenizer, tokenize, tokenizer
 
 __all__ = [
     "Checkpoint",
+    "Dtype",
     "LoadedModel",
     "Source",
     "TensorRef",
+    "has_tokenizer",
     "load",
     "load_reference",
     "resolve",
     "tokenize",
+    "tokenizer",
 ]
 
 _HOME = {"Checkpoint": "model", "LoadedModel": "model", "Source": "model", "TensorRef": "model",
-         "load": "loader", "load_reference": "loader", "resolve": "resolver", "tokenize": "tokens"}
+         "load": "loader", "load_reference": "loader", "resolve": "resolver", "tokenize": "tokens",
+         "tokenizer": "tokens", "has_tokenizer": "tokens", "Dtype": "model"}
 
 
 def __getattr__(name: str) -> Any:

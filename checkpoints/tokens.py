@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 
@@ -11,6 +11,26 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+
+
+def has_tokenizer(root: Path) -> bool:
+    """Whether a checkpoint's or an artifact's directory holds a tokenizer."""
+    return any((root / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+
+
+def tokenizer(root: Path) -> Any:
+    """The directory's tokenizer, as transformers loads it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not has_tokenizer(root):
+        raise UsageError(f"{root} has no tokenizer",
+                         allowed="a directory with tokenizer.json or tokenizer_config.json",
+                         hint="give arrays instead of text")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(root, local_files_only=True)
 
 
 def tokenize(
@@ -34,15 +54,9 @@ def tokenize(
         UsageError: there is no tokenizer here, or it does not make one of ``names``.
     """
     import numpy as np
-    from transformers import AutoTokenizer
 
-    if not any((root / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise UsageError(f"{root} has no tokenizer",
-                         allowed="a directory with tokenizer.json or tokenizer_config.json",
-                         hint="give arrays instead of text")
-    tokenizer = AutoTokenizer.from_pretrained(root, local_files_only=True)
     extra = {"truncation": True, "max_length": max_length} if max_length else {}
-    made = tokenizer(list(texts), padding=len(texts) > 1, return_tensors="np", **extra)
+    made = tokenizer(root)(list(texts), padding=len(texts) > 1, return_tensors="np", **extra)
     wanted = tuple(names) if names is not None else tuple(made)
     feeds = {}
     for name in wanted:

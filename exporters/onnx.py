@@ -62,7 +62,7 @@ class OnnxExporter(Exporter[OnnxOptions]):
             )
         if options.strategy == "dynamo" and options.opset < DYNAMO_MIN_OPSET:
             raise UsageError(
-                f"strategy dynamo cannot write opset {options.opset} (torch would write 18 instead)",
+                f"strategy dynamo cannot write opset {options.opset}; torch would write 18 instead",
                 allowed=f"{DYNAMO_MIN_OPSET} to {highest} with dynamo, any with trace",
                 hint="--strategy trace",
             )
@@ -149,7 +149,6 @@ def _bind_weights(graph: ir.Model, model: LoadedModel) -> None:
     g = graph.graph
     for value in [v for v in g.inputs if v.name not in names]:
         g.inputs.remove(value)
-        g.initializers.add(value) if value.const_value is not None else None
         value.const_value = _weight(value, model)
         g.register_initializer(value)
     for name, value in list(g.initializers.items()):
@@ -163,6 +162,8 @@ def _weight(value: ir.Value, model: LoadedModel) -> ir.TensorProtocol:
     """The tensor behind a graph value: a reference where the stored dtype fits, else a cast."""
     import onnx_ir as ir
 
+    from ..artifacts import onnx_files
+
     name = value.name
     assert name is not None and value.dtype is not None
     ref = model.weights.get(name)
@@ -171,30 +172,7 @@ def _weight(value: ir.Value, model: LoadedModel) -> ir.TensorProtocol:
         if buffer is None:
             raise ExportError(f"the graph reads {name}, which the checkpoint does not store")
         return ir.tensor(buffer.detach().cpu().numpy(), name=name)
-    return _reference(ref, value.dtype, name)
-
-
-def _reference(ref: Any, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
-    import onnx_ir as ir
-
-    from ..artifacts import weights
-
-    stored = ir.ExternalTensor(
-        ref.file.name,
-        ref.offset,
-        ref.nbytes,
-        ir.DataType.from_numpy(weights.numpy_dtype(ref.dtype)),
-        name=name,
-        shape=ir.Shape(ref.shape),
-        base_dir=str(ref.file.parent),
-    )
-    if stored.dtype == dtype:
-        return stored
-
-    def cast() -> ir.TensorProtocol:
-        return ir.tensor(weights.read(ref).astype(dtype.numpy()), name=name)
-
-    return ir.LazyTensor(cast, dtype=dtype, shape=ir.Shape(ref.shape), name=name)
+    return onnx_files.tensor(ref, name, value.dtype.numpy().name)
 
 
 def _tidy(graph: ir.Model, spec: ModelSpec) -> None:

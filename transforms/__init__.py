@@ -37,7 +37,7 @@ class TransformResult:
 
 
 class Transform(ABC):
-    """A named change to a graph that must not change what it computes beyond its declared effect."""
+    """A named change to a graph that leaves what it computes alone, but for its declared effect."""
 
     @property
     def name(self) -> str:

@@ -1,8 +1,4 @@
-"""The only place where stages are composed: resolve, load, export, read back, validate, place.
-
-Data flows one way. Nothing here knows a format by name; formats come from :mod:`.exporters` and
-what opens them from :mod:`.runtimes`.
-"""
+"""Export: try strategies from cheapest to dearest, keep the first that is proven."""
 
 from __future__ import annotations
 
@@ -12,60 +8,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import artifacts, errors, exporters
-from .errors import (
-    ClaimError,
-    ExportError,
-    ModelportError,
-    ParityError,
-    UsageError,
-)
+from .. import artifacts, errors, exporters
+from ..errors import ClaimError, ExportError, ModelportError, ParityError, UsageError
+from .request import ModelRequest, Notify
 
 if TYPE_CHECKING:
-    from .artifacts import Artifact, Attempt
-    from .checkpoints import Checkpoint, LoadedModel
-
-Notify = Callable[[str], None]
-"""Receives one short sentence when a step starts; the command line shows it as progress."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRequest:
-    """Which model, and what the user allowed for it.
-
-    Attributes:
-        model: hub id, local directory, ``demo`` or a bundled architecture.
-        revision: commit, tag or branch of a hub model.
-        task: None takes it from the checkpoint's configuration.
-        weights: ``random`` builds the architecture with weights drawn from ``seed``.
-    """
-
-    model: str
-    revision: str | None = None
-    task: str | None = None
-    weights: Literal["pretrained", "random"] = "pretrained"
-    seed: int = 0
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
-
-    def resolve(self) -> Checkpoint:
-        """Find the checkpoint on disk or on the hub."""
-        from . import checkpoints
-
-        return checkpoints.resolve(
-            self.model,
-            revision=self.revision,
-            task=self.task,
-            weights=self.weights,
-            seed=self.seed,
-            allow_pickle=self.allow_pickle,
-            trust_remote_code=self.trust_remote_code,
-        )
+    from ..artifacts import Artifact, Attempt
+    from ..checkpoints import LoadedModel
 
 
 def export(
@@ -126,7 +78,7 @@ def _reject(staging: artifacts.Staging, attempts: list[Attempt]) -> Path:
 
 
 def _load(checkpoint: Checkpoint, attention: Any) -> LoadedModel:
-    from . import checkpoints
+    from .. import checkpoints
 
     return checkpoints.load(checkpoint, attention=attention)
 
@@ -165,7 +117,7 @@ def _attempt(
         spec=written.spec,
         source=model.source,
         options=dataclasses.asdict(options),
-        facts={"strategy": strategy, **written.facts},
+        facts={"strategy": strategy, "traced": model.spec.check(model.samples), **written.facts},
         tools=tool_versions(),
         files=artifacts.collect(root),
         attempts=(*before, outcome("kept", "" if validate else "not validated")),

@@ -1,0 +1,23 @@
+"""The only place where stages are composed: resolve, load, export, read back, validate, place.
+
+Data flows one way. Nothing here knows a format by name; formats come from :mod:`..exporters` and
+what opens them from :mod:`..runtimes`.
+"""
+
+from __future__ import annotations
+
+from .exporting import default_output, export
+from .opening import open_artifact, open_session
+from .request import ModelRequest
+from .validating import Limits, parity_report, validate_artifact
+
+__all__ = [
+    "Limits",
+    "ModelRequest",
+    "default_output",
+    "export",
+    "open_artifact",
+    "open_session",
+    "parity_report",
+    "validate_artifact",
+]

@@ -1,0 +1,169 @@
+"""The command line: exit codes, streams, and what each kind of bad input says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import modelport
+import pytest
+from modelport.cli import execute
+from tiny_models import build, damaged
+
+ROOT = Path(modelport.__file__).parent
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "artifact"
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("bert", "fill-mask", tmp_path_factory.mktemp("bert"))
+
+
+def export(model: Path | str, out: Path, *more: str) -> int:
+    return execute(["export", "onnx", "--model", str(model), "--output", str(out), *more])
+
+
+def test_export_then_inspect_verify_validate_and_run_in_json(
+    bert: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(bert, out, "--opset", "11", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["proven"] is True
+    assert document["manifest"]["facts"]["opset"] == 11
+    for command in (["inspect"], ["verify"], ["validate"]):
+        assert execute([*command, str(out), "--json"]) == 0
+        json.loads(capsys.readouterr().out)
+
+
+def test_script_in_the_clone_is_the_program(bert: Path, out: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "cli.py", "export", "onnx", "--model", str(bert), "--output", str(out),
+         "--no-validate"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "not validated" in done.stdout
+    assert execute(["verify", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "found", "helps"),
+    [
+        (["--opset", "9"], 2, "opset 9", "11 to 25"),
+        (["--opset", "26"], 2, "opset 26", "11 to 25"),
+        (["--opset", "99"], 2, "opset 99", "--opset 25"),
+        (["--opset", "11", "--strategy", "dynamo"], 2, "opset 11", "--strategy trace"),
+        (["--task", "paint-a-picture"], 2, "paint-a-picture", "fill-mask"),
+        (["--task", "text-classification"], 2, "classifier", "fill-mask"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else None,
+)
+def test_what_cannot_work_is_refused_with_what_can(
+    bert: Path, out: Path, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], code: int, found: str, helps: str,
+) -> None:
+    assert export(bert, out, *arguments) == code
+    said = capsys.readouterr().err
+    assert found in said
+    assert helps in said
+    assert "Traceback" not in said
+    assert not list(out.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "found"),
+    [
+        ("truncated", 2, "model.safetensors"),
+        ("corrupt", 2, "model.safetensors"),
+        ("missing-shard", 2, "model-00002-of-00002.safetensors"),
+        ("pickle", 4, "--allow-pickle"),
+        ("nan", 2, "NaN"),
+    ],
+)
+def test_damaged_checkpoints_leave_the_destination_untouched(
+    bert: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str],
+    kind: str, code: int, found: str,
+) -> None:
+    assert export(bert, out, "--no-validate") == 0
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    broken = damaged(kind, tmp_path / kind)
+    assert export(broken, out, "--force") == code
+    said = capsys.readouterr().err
+    assert found in said
+    assert "try:" in said
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_an_unknown_model_without_network(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert export("nobody/nothing", out) == 6
+    said = capsys.readouterr().err
+    assert "nobody/nothing" in said
+    assert "--weights random" in said
+    assert not out.exists()
+
+
+def test_an_existing_destination_needs_force(
+    bert: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(bert, out, "--no-validate") == 0
+    assert export(bert, out, "--no-validate") == 2
+    assert "--force" in capsys.readouterr().err
+    assert export(bert, out, "--no-validate", "--force", "--opset", "18") == 0
+    assert json.loads((out / "manifest.json").read_text())["facts"]["opset"] == 18
+
+
+def test_errors_are_json_too(bert: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(bert, out, "--opset", "9", "--json", "--quiet") == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["error"]["kind"] == "UsageError"
+    assert said.err == ""
+
+
+def test_usage_errors_of_the_parser_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["export", "onnx"]) == 2
+    assert execute(["export", "nothing"]) == 2
+    assert execute(["nothing"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_tampered_artifact_is_refused(
+    bert: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(bert, out, "--no-validate") == 0
+    weights = bytearray((out / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (out / "model.safetensors").write_bytes(weights)
+    for command in ("verify", "validate"):
+        assert execute([command, str(out)]) == 4
+        assert "model.safetensors" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_nothing(bert: Path, out: Path) -> None:
+    import signal
+    import time
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modelport", "export", "onnx", "--model", str(bert),
+         "--output", str(out), "-v"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "validating" in line:
+            break
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the child as well
+    said = process.stderr.read()
+    assert process.wait(timeout=30) == 130
+    assert "interrupted" in said
+    assert not list(out.parent.iterdir())
