@@ -1,0 +1,259 @@
+"""The judge: runs the cases on candidate, reference and truth, and applies the gates."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal
+
+from ..errors import UsageError
+from ..session import Session
+from . import hygiene
+from .inputs import Case, digest, draw
+from .matrix import LeftOut, Plan, output_elements, positions
+from .pace import Pace
+from .report import CaseRecord, ParityReport
+from .rule import Rule, Verdict, worst
+from .scoring import Score, Sides
+from .suppliers import Candidate, Outputs, ReferenceCache, SessionSource, Supplier
+
+if TYPE_CHECKING:
+    from ..artifacts.manifest import ParitySummary
+    from ..spec import ModelSpec
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage (``truth``, ``compare``), cases done and cases in all."""
+
+TRUTH_SHARE = 0.6
+"""Share of the time for float64 runs made ahead: 2.5 of the 4.5 float32 runs a case costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to judge.
+
+    Attributes:
+        rule: constants.
+        gate: ``translation`` (Gate A) for a float32 artifact against its source; ``precision``
+            (Gate B) for a cast or quantised one against a reference and truth made from the same
+            weights.
+        parent: for Gate B, the summary of the float32 artifact it was made from. Without one that
+            passed Gate A, Gate B does not pass.
+        case_seconds: after this long without a result, a case of the candidate has failed.
+    """
+
+    rule: Rule = field(default_factory=Rule)
+    gate: Literal["translation", "precision"] = "translation"
+    parent: ParitySummary | None = None
+    case_seconds: float = 120.0
+
+
+def judge(
+    candidate: SessionSource,
+    reference: SessionSource | None,
+    truth: SessionSource | None,
+    cases: Plan | Sequence[Case],
+    *,
+    spec: ModelSpec | None = None,
+    settings: Settings | None = None,
+    cache: ReferenceCache | None = None,
+    on_progress: Progress | None = None,
+) -> ParityReport:
+    """Compare a candidate with its reference, case by case, and decide.
+
+    Sessions may be given open, or as functions that open them. A truth given as a function is run
+    ahead on all cases, its outputs kept on disk (in ``cache``, or for the duration), and closed
+    before the others open, so that float64 and float32 weights are never in memory together.
+
+    A case in which the candidate raises or does not return is recorded as failed and the rest goes
+    on. A case that the limits of the plan exclude is listed as left out. Without a truth, or
+    without a reference, the remaining one is compared with under a fixed allowance
+    (:attr:`Rule.bare`) and the report says that there was no noise floor.
+
+    Args:
+        candidate: what is judged.
+        reference: the unpatched original in eager mode, in the candidate's dtype.
+        truth: the same in float64.
+        cases: from :func:`~.matrix.plan`, or given cases.
+        spec: the source's contract; taken from an open session if not given.
+        cache: where stored runs of truth and reference are looked up and kept.
+
+    Raises:
+        UsageError: neither reference nor truth, or no spec and no open session to take it from.
+        SpecError: given cases do not match the spec.
+    """
+    if reference is None and truth is None:
+        raise UsageError("nothing to compare with", allowed="a reference, a truth, or both")
+    settings = settings or Settings()
+    plan = cases if isinstance(cases, Plan) else Plan(tuple(cases))
+    spec = spec or _spec_of(reference, truth)
+    with tempfile.TemporaryDirectory(prefix="modelport-truth-") as spool:
+        store = cache or ReferenceCache(Path(spool), "", max_bytes=plan.max_disk)
+        run = _Run(spec, plan, settings, on_progress)
+        # A truth that is opened here is stored even without a cache; see above.
+        kept = store if cache or not isinstance(truth, Session) else None
+        run.truth = Supplier(truth, "truth", kept) if truth is not None else None
+        run.reference = Supplier(reference, "reference", cache) if reference is not None else None
+        run.candidate = Candidate(candidate, settings.case_seconds)
+        try:
+            return run.report()
+        finally:
+            for side in (run.truth, run.reference, run.candidate):
+                if side is not None:
+                    side.close()
+
+
+class _Run:
+    """State of one validation."""
+
+    truth: Supplier | None
+    reference: Supplier | None
+    candidate: Candidate
+
+    def __init__(
+        self, spec: ModelSpec, plan: Plan, settings: Settings, on_progress: Progress | None
+    ) -> None:
+        self.spec = spec
+        self.plan = plan
+        self.settings = settings
+        self._progress = on_progress or (lambda stage, done, total: None)
+        self._started = perf_counter()
+        self._left = list(plan.left_out)
+        self._records: list[CaseRecord] = []
+        self._score = Score(spec, settings.rule, settings.gate)
+
+    def report(self) -> ParityReport:
+        cases = self._run_truth(self.plan.cases)
+        pace = self._pace(1.0, fill=self.truth is None or not self.truth.lazy)
+        for done, case in enumerate(cases):
+            size = positions(self.spec, case)
+            if reason := pace.refuse(size, essential=case.essential):
+                self._left.append(LeftOut(case.label, reason))
+                continue
+            started = perf_counter()
+            self._compare(case)
+            pace.took(size, self._record(case, started), essential=case.essential)
+            self._progress("compare", done + 1, len(cases))
+        return self._conclude()
+
+    def _run_truth(self, cases: Sequence[Case]) -> list[Case]:
+        """Run a truth that is opened here on every admitted case, then close it."""
+        if self.truth is None or not self.truth.lazy:
+            return list(cases)
+        pace = self._pace(TRUTH_SHARE, fill=True)
+        keyed = [(case, digest(draw(self.spec, case))) for case in cases]
+        # If only cases that nothing rests on are not stored, the model is not opened for them.
+        opened = any(c.essential and not self.truth.stored(key) for c, key in keyed)
+        admitted: list[Case] = []
+        for done, (case, key) in enumerate(keyed):
+            if self.truth.stored(key) or self._store_truth(self.truth, case, key, pace, opened):
+                admitted.append(case)
+            self._progress("truth", done + 1, len(cases))
+        self.truth.close()
+        return admitted
+
+    def _store_truth(
+        self, truth: Supplier, case: Case, key: str, pace: Pace, opened: bool
+    ) -> bool:
+        """Run and store one case of the truth; False, with the reason on record, if it cannot."""
+        size = positions(self.spec, case)
+        if not opened:
+            reason = "not essential, and no stored run of the truth has it"
+        elif not truth.room(output_elements(self.spec, case) * 8):
+            reason = "stored outputs have reached their limit on disk"
+        else:
+            reason = pace.refuse(size, essential=case.essential)
+        if reason:
+            self._left.append(LeftOut(case.label, reason))
+            return False
+        truth.session()
+        started = perf_counter()
+        try:
+            truth.outputs(draw(self.spec, case), key)
+        except Exception as error:  # noqa: BLE001 - recorded as this case's outcome
+            self._record(case, started)
+            self._score.fail(case.label, "hygiene", f"the truth itself fails: {_what(error)}")
+            return False
+        pace.took(size, perf_counter() - started, essential=case.essential)
+        return True
+
+    def _compare(self, case: Case) -> None:
+        feeds = draw(self.spec, case)
+        if problem := hygiene.feeds_problem(feeds):
+            self._score.fail(case.label, "hygiene", problem)
+            return
+        key = digest(feeds)
+        found: dict[str, Outputs | None] = {"truth": None, "reference": None}
+        for side in (self.truth, self.reference):
+            if side is None:
+                continue
+            try:
+                found[side.role] = side.outputs(feeds, key)
+            except Exception as error:  # noqa: BLE001 - recorded as this case's outcome
+                reason = f"the {side.role} itself fails: {_what(error)}"
+                self._score.fail(case.label, "hygiene", reason)
+                return
+        try:
+            actual = self.candidate.outputs(feeds, case.label)
+        except Exception as error:  # noqa: BLE001 - recorded as this case's outcome
+            self._score.fail(case.label, "hygiene", _what(error))
+            return
+        self._score.add(case, feeds, Sides(actual, found["reference"], found["truth"]))
+
+    def _conclude(self) -> ParityReport:
+        results = self._score.results()
+        gate = self.settings.gate
+        comparisons = sum(r.samples for r in results)
+        hygienic = worst([r.verdict for r in results if r.gate == "hygiene"] or ["pass"])
+        gates: dict[str, Verdict] = {
+            "hygiene": hygienic if comparisons else "fail",
+            gate: worst(r.verdict for r in results if r.gate == gate and r.samples),
+        }
+        notes = []
+        noise_floor = self.truth is not None and self.reference is not None
+        if not noise_floor:
+            notes.append("no noise floor: the error was held against a fixed allowance of "
+                         f"{self.settings.rule.bare:g} roundoffs")
+        if not comparisons:
+            notes.append("nothing was compared")
+        if gate == "precision":
+            gates["translation"] = _inherited(self.settings.parent)
+            if gates["translation"] != "pass":
+                notes.append("the float32 artifact this one was made from has not passed")
+        sides = {"candidate": self.candidate.described} | {
+            side.role: side.described for side in (self.reference, self.truth) if side is not None}
+        return ParityReport(
+            worst(gates.values()), gates, self.settings.rule, noise_floor, comparisons,
+            tuple(self._records), results, tuple(self._left), tuple(notes), sides,
+            perf_counter() - self._started)
+
+    def _record(self, case: Case, started: float) -> float:
+        seconds = perf_counter() - started
+        self._records.append(CaseRecord(case.label, case.shape, case.padding, case.seed,
+                                        case.origin, seconds))
+        return seconds
+
+    def _pace(self, share: float, *, fill: bool) -> Pace:
+        return Pace(self.plan.max_seconds, share=share, started=self._started, fill=fill)
+
+
+def _inherited(parent: ParitySummary | None) -> Verdict:
+    """Gate A's verdict on the parent; ``fail`` where it is not known to have passed."""
+    if parent is None or parent.verdict != "pass" or parent.gates.get("translation") != "pass":
+        return "fail"
+    return "pass"
+
+
+def _spec_of(*sources: SessionSource | None) -> ModelSpec:
+    for source in sources:
+        if isinstance(source, Session):
+            return source.spec
+    raise UsageError("no spec was given and no open session has one", allowed="judge(..., spec=)")
+
+
+def _what(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

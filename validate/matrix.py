@@ -1,0 +1,242 @@
+"""The shape matrix: which sizes, paddings and seeds a model is compared on, within a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+from typing import TYPE_CHECKING
+
+from .inputs import Case, Padding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+
+    from ..spec import Dim, ModelSpec
+
+PREFERRED: Mapping[str, tuple[int, ...]] = {"batch": (1, 3, 7, 64), "sequence": (1, 2, 17, 128)}
+"""Sizes wanted besides each dimension's own minimum and maximum."""
+
+SEEDS = (0, 1, 2)
+PADDINGS: tuple[Padding, ...] = ("none", "right", "left", "masked")
+ODD = (3, 7, 17, 5, 9, 11, 13, 15, 19, 21, 23, 25, 31, 33)
+"""Odd sizes to draw untraced values from, in order of preference."""
+
+ESSENTIAL_POSITIONS = 2048
+"""Pairs of sizes up to this many positions (batch × sequence) are essential; larger ones are
+filled in as time allows. 2048 positions of a 110 M-parameter encoder take 2 s per float32 run on
+two cores."""
+
+MAX_MEMORY = 3 << 29
+"""Default bytes for one case's arrays and activations, weights not included: 1.5 GiB."""
+
+POSITION_BYTES = 64 << 10
+"""Activations assumed per position: about ten float64 tensors of 768 channels."""
+
+ELEMENT_BYTES = 24
+"""Per output element: float64 truth, float32 reference and candidate, and a masked copy."""
+
+FILL_RATIO, FILL_SECONDS = 0.25, 1.0
+"""Without a time limit, cases that are not essential may take this share of the essential ones'
+time and this many seconds more."""
+
+DEFAULT_SECONDS = 75.0
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A planned case that was not run, and why; it is never counted as passed."""
+
+    case: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run, in order, and what was left out before starting.
+
+    Attributes:
+        cases: those that coverage rests on first.
+        left_out: cases the limits exclude.
+        max_seconds: for everything together; None lets essential cases take
+            :data:`DEFAULT_SECONDS` and the rest a little more (:data:`FILL_RATIO`).
+        max_disk: bytes of stored float64 outputs.
+    """
+
+    cases: tuple[Case, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    max_seconds: float | None = None
+    max_disk: int = 4 << 30
+
+    def __add__(self, cases: Sequence[Case]) -> Plan:
+        """The same plan with given cases (texts, a user's file) run before the drawn ones."""
+        return replace(self, cases=(*cases, *self.cases))
+
+
+def plan(
+    spec: ModelSpec,
+    *,
+    max_seconds: float | None = None,
+    max_memory: int = MAX_MEMORY,
+    max_disk: int = 4 << 30,
+    cost: Callable[[Case], float] | None = None,
+    traced: Mapping[str, Collection[int]] | None = None,
+    sizes: Mapping[str, Sequence[int]] | None = None,
+    seeds: Sequence[int] = SEEDS,
+) -> Plan:
+    """Choose the cases for a model.
+
+    Every dynamic dimension appears at its minimum, its maximum and at least two odd sizes that
+    tracing never saw (where its range has them), under every padding pattern that the size admits,
+    and each seed is used. All pairs of batch and sequence are planned, each under every padding,
+    with the seeds taking turns; other dimensions vary against them without the full product.
+
+    Args:
+        max_seconds: for everything, runs of truth, reference and candidate together.
+        max_memory: bytes for one case, see :func:`memory`.
+        max_disk: bytes of truth outputs kept on disk at once.
+        cost: seconds a case takes in all its runs. Without it, time is measured while judging and
+            the limit is applied there.
+        traced: sizes by dimension that the exporter saw.
+        sizes: sizes by dimension that replace the default choice (``--batch-sizes``).
+
+    Returns:
+        The plan; whatever a limit excludes is listed in ``left_out``.
+    """
+    chosen = {name: tuple(dict.fromkeys(sizes[name])) if sizes and name in sizes
+              else sizes_of(name, dim, (traced or {}).get(name, ()))
+              for name, dim in spec.dims.items()}
+    ordered = _order(spec, _pool(spec, chosen, tuple(seeds)), chosen)
+    kept: list[Case] = []
+    left: list[LeftOut] = []
+    spent = 0.0
+    for case in ordered:
+        need = memory(spec, case)
+        seconds = cost(case) if cost else 0.0
+        if need > max_memory:
+            left.append(LeftOut(case.label, f"needs {_mib(need)}, allowed {_mib(max_memory)}"))
+        elif max_seconds is not None and spent + seconds > max_seconds:
+            left.append(LeftOut(case.label, f"needs {seconds:.1f} s, "
+                                            f"{max_seconds - spent:.1f} s of the budget remain"))
+        else:
+            spent += seconds
+            kept.append(case)
+    return Plan(tuple(kept), tuple(left), max_seconds, max_disk)
+
+
+def sizes_of(name: str, dim: Dim, traced: Collection[int] = ()) -> tuple[int, ...]:
+    """Ascending sizes for one dimension: its ends, the preferred ones, two odd untraced ones."""
+    chosen = {dim.min, dim.max}
+    chosen.update(v for v in PREFERRED.get(name, ()) if dim.min <= v <= dim.max)
+    inside = [v for v in (*ODD, *_odd(dim)) if dim.min < v < dim.max and v not in traced]
+    for value in dict.fromkeys(inside):
+        if sum(v % 2 == 1 and v in inside for v in chosen) >= 2:
+            break
+        chosen.add(value)
+    return tuple(sorted(chosen))
+
+
+def positions(spec: ModelSpec, case: Case) -> int:
+    """Positions of the largest input (batch × sequence): the unit that time is counted in."""
+    sizes = dict(case.sizes)
+    return max((prod(sizes[d] for d in t.shape if isinstance(d, str)) for t in spec.inputs),
+               default=1)
+
+
+def output_elements(spec: ModelSpec, case: Case) -> int:
+    """Elements of all outputs together; a size only outputs name counts at its maximum."""
+    sizes = {name: dim.max for name, dim in spec.dims.items()} | dict(case.sizes)
+    return sum(prod(d if isinstance(d, int) else sizes.get(d, 1) for d in t.shape)
+               for t in spec.outputs)
+
+
+def memory(spec: ModelSpec, case: Case) -> int:
+    """Estimated bytes of a case's outputs on all sides and of one model's activations."""
+    return (positions(spec, case) * POSITION_BYTES + output_elements(spec, case) * ELEMENT_BYTES)
+
+
+def admits(spec: ModelSpec, sizes: Mapping[str, int], padding: Padding) -> bool:
+    """Whether a padding pattern means something at these sizes.
+
+    Side padding needs a masked dimension longer than 1; a fully masked row needs a second row to
+    compare.
+    """
+    if padding == "none":
+        return True
+    shapes = [spec.shape(t, sizes) for t in spec.inputs if t.role == "mask"]
+    if padding == "masked":
+        return any(prod(shape[:-1]) > 1 for shape in shapes)
+    return any(shape[-1] > 1 for shape in shapes)
+
+
+def _pool(
+    spec: ModelSpec, chosen: Mapping[str, tuple[int, ...]], seeds: tuple[int, ...]
+) -> Iterator[Case]:
+    seen: set[tuple[object, ...]] = set()
+    for index, sizes in enumerate(_shapes(chosen)):
+        pairs = tuple(sorted(sizes.items()))
+        for turn, padding in enumerate(PADDINGS):
+            if (pairs, padding) in seen or not admits(spec, sizes, padding):
+                continue
+            seen.add((pairs, padding))
+            yield Case(pairs, padding, seeds[(index + turn) % len(seeds)])
+    if not chosen:  # one fixed shape: the seeds cannot take turns over shapes
+        first = [p for p in PADDINGS if admits(spec, {}, p)]
+        yield from (Case((), first[i % len(first)], seed) for i, seed in enumerate(seeds)
+                    if seed != seeds[i % len(first) % len(seeds)] or i >= len(first))
+
+
+def _shapes(chosen: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, int]]:
+    names = list(chosen)
+    main = [n for n in names if n in PREFERRED] or names[:2]
+    others = [n for n in names if n not in main]
+    middle = {n: chosen[n][min(1, len(chosen[n]) - 1)] for n in names}
+    for values in product(*(chosen[n] for n in main)):
+        yield middle | dict(zip(main, values, strict=True))
+    for name in others:
+        for turn, value in enumerate(chosen[name]):
+            # The largest size of the main dimensions is left to their own product.
+            small = {n: chosen[n][turn % max(1, len(chosen[n]) - 1)] for n in main}
+            yield middle | small | {name: value}
+
+
+def _order(
+    spec: ModelSpec, pool: Iterator[Case], chosen: Mapping[str, tuple[int, ...]]
+) -> list[Case]:
+    """Essential cases by greedy set cover (most new items per position), then the rest by cost."""
+    remaining = list(pool)
+    items = {case.label: _items(spec, case, chosen) for case in remaining}
+    costs = {case.label: positions(spec, case) for case in remaining}
+    missing: set[Hashable] = set().union(*items.values()) if items else set()
+    ordered: list[Case] = []
+    while missing:
+        best = max(remaining, key=lambda c: (
+            len(items[c.label] & missing) / (costs[c.label] + 8), -costs[c.label]))
+        remaining.remove(best)
+        missing -= items[best.label]
+        ordered.append(best)
+    shapes = {case.sizes for case in ordered}
+    remaining.sort(key=lambda c: costs[c.label])
+    for case in sorted(remaining, key=lambda c: c.sizes in shapes):
+        ordered.append(replace(case, essential=False))
+    return ordered
+
+
+def _items(
+    spec: ModelSpec, case: Case, chosen: Mapping[str, tuple[int, ...]]
+) -> set[Hashable]:
+    """What a case covers: each size under its padding, its seed, and its pair of main sizes."""
+    covered: set[Hashable] = {(n, v, case.padding) for n, v in case.sizes}
+    covered.add(("seed", case.seed))
+    if not chosen or positions(spec, case) <= ESSENTIAL_POSITIONS:
+        covered.add(case.sizes)
+    return covered
+
+
+def _odd(dim: Dim) -> range:
+    start = dim.min + 1 + dim.min % 2
+    return range(start, min(dim.max, start + 64), 2)
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.0f} MiB"

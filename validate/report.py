@@ -1,0 +1,152 @@
+"""What a validation found, as frozen records; JSON is the record, everything else a view of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+from ..artifacts.manifest import ParitySummary
+from ..errors import UsageError
+from .matrix import LeftOut  # noqa: TC001
+from .rule import Gate, Rule, Verdict  # noqa: TC001
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+HISTOGRAM_LOW, HISTOGRAM_STEP, HISTOGRAM_BINS = -12.0, 0.5, 26
+"""Bins of ``log10(|c - t| / RMS(t))``: from 1e-12 to 10 in half decades, ends open."""
+
+ANY = "*"
+"""Stands for an output's name where a whole case failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaseRecord:
+    """A case that was run: its unique label, sizes as text, padding, seed, origin, seconds."""
+
+    label: str
+    shape: str
+    padding: str
+    seed: int
+    origin: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One output in one case, by its worst sample.
+
+    Attributes:
+        case: label of the :class:`CaseRecord`.
+        output: name, or ``*`` where the whole case failed.
+        gate: the gate that decided.
+        reason: what was found and what was allowed, unless it passed.
+        samples: comparisons made (one for each row of the batch that has kept positions).
+        elements: positions compared.
+        rho, excess: of the worst sample, see :class:`~.rule.Decision`.
+        sample: its index in the batch.
+        rmse, noise, scale, largest: its error, the reference's error, RMS of the truth, maximum
+            norm of the error, in the output's own unit; None where not computed or not finite.
+        histogram: counts of ``log10(|c - t| / RMS(t))``, see :data:`HISTOGRAM_LOW`, over at most
+            65536 evenly spaced elements.
+    """
+
+    case: str
+    output: str
+    gate: Gate
+    verdict: Verdict
+    reason: str = ""
+    samples: int = 0
+    elements: int = 0
+    rho: float | None = None
+    excess: float | None = None
+    sample: int | None = None
+    rmse: float | None = None
+    noise: float | None = None
+    scale: float | None = None
+    largest: float | None = None
+    histogram: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """The outcome of one validation.
+
+    ``suspect`` is not accepted: the error is larger than rounding explains, though small enough
+    that it may be harmless; find the cause (``--bisect``) before publishing. A command exits with
+    3 unless :attr:`accepted`.
+
+    Attributes:
+        verdict: gravest over all gates.
+        gates: verdict of each gate that ran.
+        noise_floor: whether truth and reference both took part; without it Gate A had a fixed
+            allowance only.
+        comparisons: output × sample comparisons made.
+        left_out: planned cases that were not run, with the reason.
+        notes: what a reader must know besides the numbers.
+        sides: runtime and device by ``candidate``, ``reference``, ``truth``.
+        seconds: wall time of the validation.
+    """
+
+    verdict: Verdict
+    gates: Mapping[str, Verdict]
+    rule: Rule
+    noise_floor: bool
+    comparisons: int
+    cases: tuple[CaseRecord, ...]
+    results: tuple[Result, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+    sides: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    schema: Literal[1] = 1
+
+    @property
+    def accepted(self) -> bool:
+        """True for ``pass`` only."""
+        return self.verdict == "pass"
+
+    @property
+    def worst_rho(self) -> float | None:
+        """Largest ρ over all comparisons; None where none has one."""
+        return max((r.rho for r in self.results if r.rho is not None), default=None)
+
+    @property
+    def failures(self) -> tuple[Result, ...]:
+        """Every result that is not a pass."""
+        return tuple(r for r in self.results if r.verdict != "pass")
+
+    def summary(self, identity: str) -> ParitySummary:
+        """The manifest's record of this report, for the artifact of that identity."""
+        return ParitySummary(self.verdict, identity, dict(self.gates), self.worst_rho,
+                             self.comparisons, len(self.left_out))
+
+    def to_json(self) -> str:
+        """The whole report as JSON text."""
+        return _adapter().dump_json(self, indent=1).decode()
+
+
+def from_json(text: str | bytes) -> ParityReport:
+    """Read :meth:`ParityReport.to_json` back.
+
+    Raises:
+        UsageError: not JSON, or not a report of this schema.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter().validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"not a parity report: {where}: {first['msg']}",
+                         allowed="JSON written by modelport validate --json") from error
+
+
+@cache
+def _adapter() -> TypeAdapter[ParityReport]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(ParityReport)

@@ -1,0 +1,244 @@
+"""Where outputs come from: a session that is given or opened on first need, or a stored run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zipfile import BadZipFile
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import ModelportError, UsageError
+from ..session import Session
+
+if TYPE_CHECKING:
+    from .inputs import Feeds
+
+SessionSource = Session | Callable[[], Session]
+"""An open session, which stays the caller's to close; or a function that opens one, called at most
+once while it works and closed by the judge."""
+
+Outputs = dict[str, np.ndarray]
+
+_BFLOAT16 = "::bfloat16"
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceCache:
+    """Stored outputs of reference runs, keyed by weights, inputs and precision.
+
+    Attributes:
+        directory: created when needed; files may be deleted at any time.
+        source: digest that says which weights and which code ran (``Source.digest`` and task).
+        truth, reference: dtypes the two run in.
+        max_bytes: once the directory holds this much, nothing more is stored.
+    """
+
+    directory: Path
+    source: str
+    truth: str = "float64"
+    reference: str = "float32"
+    max_bytes: int = 4 << 30
+
+    def path(self, role: str, inputs: str) -> Path:
+        """File of one run; ``role`` is ``truth`` or ``reference``, ``inputs`` a feeds digest."""
+        dtype = self.truth if role == "truth" else self.reference
+        key = hashlib.sha256(f"{self.source}\0{role}\0{dtype}\0{inputs}".encode()).hexdigest()
+        return self.directory / f"{key}.npz"
+
+    def load(self, role: str, inputs: str) -> Outputs | None:
+        """Stored outputs; None where there are none or the file is damaged."""
+        try:
+            with np.load(self.path(role, inputs), allow_pickle=False) as archive:
+                return dict(_decode(name, archive[name]) for name in archive.files)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return None
+
+    def save(self, role: str, inputs: str, outputs: Mapping[str, np.ndarray]) -> bool:
+        """Store outputs; False if the directory is full. A reader never sees half a file."""
+        need = sum(value.nbytes for value in outputs.values())
+        if self.used() + need > self.max_bytes:
+            return False
+        path = self.path(role, inputs)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self.directory, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **dict(_encode(n, v) for n, v in outputs.items()))  # type: ignore[arg-type]
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        return True
+
+    def used(self) -> int:
+        """Bytes stored now."""
+        if not self.directory.is_dir():
+            return 0
+        return sum(p.stat().st_size for p in self.directory.glob("*.npz"))
+
+
+class Supplier:
+    """Outputs of truth or reference: stored ones first, then the session, opened on first need."""
+
+    def __init__(self, source: SessionSource, role: str, cache: ReferenceCache | None) -> None:
+        self.role = role
+        self.lazy = not isinstance(source, Session)
+        self.described = ""
+        self._cache = cache
+        self._source = source
+        self._session: Session | None = None
+
+    def stored(self, inputs: str) -> bool:
+        """Whether these inputs need no session."""
+        return self._cache is not None and self._cache.path(self.role, inputs).exists()
+
+    def room(self, need: int) -> bool:
+        """Whether so many bytes more may be stored."""
+        return self._cache is None or self._cache.used() + need <= self._cache.max_bytes
+
+    def outputs(self, feeds: Feeds, inputs: str) -> Outputs:
+        """Run, or read a stored run; stores what it ran where there is a cache with room."""
+        found = self._cache.load(self.role, inputs) if self._cache else None
+        if found is not None:
+            return found
+        found = self.session().run(feeds)
+        if self._cache:
+            self._cache.save(self.role, inputs, found)
+        return found
+
+    def session(self) -> Session:
+        """The session, opened if need be."""
+        if self._session is None:
+            self._session = self._source if isinstance(self._source, Session) else self._source()
+            self.described = describe(self._session)
+        return self._session
+
+    def close(self) -> None:
+        """Close the session if it was opened here; a later run opens it again."""
+        if self.lazy and self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+class CaseTimeout(ModelportError):
+    """A model did not return within the time one case may take."""
+
+    exit_code = 3
+
+
+class Candidate:
+    """Runs the candidate so that one case that raises or never returns does not stop the rest.
+
+    A run that exceeds its time is abandoned together with its thread and session: threads cannot
+    be killed. A source that opens sessions gets a new one, up to ``attempts`` times.
+    """
+
+    def __init__(self, source: SessionSource, seconds: float, attempts: int = 3) -> None:
+        self.described = ""
+        self._source = source
+        self._seconds = seconds
+        self._attempts = attempts
+        self._worker: _Worker | None = None
+        self._stuck = ""
+
+    def outputs(self, feeds: Feeds, label: str) -> Outputs:
+        """Run one case.
+
+        Raises:
+            CaseTimeout: it took too long, or an earlier case still holds the session.
+            Exception: whatever the session raised.
+        """
+        if self._stuck:
+            raise CaseTimeout(f"not run: the session never returned from {self._stuck}")
+        if self._worker is None:
+            self._worker = _Worker(self._source)
+        try:
+            result = self._worker.call(feeds, self._seconds)
+        except CaseTimeout:
+            self._worker = None
+            self._attempts -= 1
+            if isinstance(self._source, Session) or self._attempts <= 0:
+                self._stuck = label
+            raise
+        self.described = self._worker.described
+        return result
+
+    def close(self) -> None:
+        """End the worker thread, and the session if it was opened here."""
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+
+
+class _Worker:
+    """One daemon thread that opens a session and runs what it is sent, in order."""
+
+    def __init__(self, source: SessionSource) -> None:
+        self.described = ""
+        self._source = source
+        self._inbox: queue.SimpleQueue[Feeds | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Outputs | Exception] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="candidate", daemon=True)
+        self._thread.start()
+
+    def call(self, feeds: Feeds, seconds: float) -> Outputs:
+        self._inbox.put(feeds)
+        try:
+            answer = self._outbox.get(timeout=seconds)
+        except queue.Empty:
+            raise CaseTimeout(f"no result within {seconds:g} s") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def stop(self) -> None:
+        self._inbox.put(None)
+        self._thread.join(timeout=10)
+
+    def _serve(self) -> None:
+        session: Session | None = None
+        while (feeds := self._inbox.get()) is not None:
+            try:
+                if session is None:
+                    session = self._source if isinstance(self._source, Session) else self._source()
+                    self.described = describe(session)
+                self._outbox.put(_checked(session.run(feeds)))
+            except Exception as error:  # noqa: BLE001 - it is the finding, handed to the judge
+                self._outbox.put(error)
+        if session is not None and session is not self._source:
+            session.close()
+
+
+def describe(session: Session) -> str:
+    """Runtime, device and providers of a session as one line of text."""
+    placement = session.placement()
+    runtime = getattr(session, "runtime", type(session).__name__)
+    return " ".join([runtime, placement.device, *placement.providers])
+
+
+def _checked(outputs: object) -> Outputs:
+    if not isinstance(outputs, Mapping):
+        raise UsageError(f"a session returned {type(outputs).__name__}",
+                         allowed="a mapping of output names to arrays")
+    return {str(name): np.asarray(value) for name, value in outputs.items()}
+
+
+def _encode(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+    if value.dtype == ml_dtypes.bfloat16:
+        return name + _BFLOAT16, value.view(np.uint16)
+    return name, value
+
+
+def _decode(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+    if name.endswith(_BFLOAT16):
+        return name.removesuffix(_BFLOAT16), value.view(ml_dtypes.bfloat16)
+    return name, value
