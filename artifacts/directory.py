@@ -108,10 +108,17 @@ def stage(destination: Path, *, force: bool = False) -> Iterator[Staging]:
         raise DestinationExists(f"{absolute} cannot be written to", allowed="a new directory")
     parent = absolute.parent
     with refusals(parent):
-        parent.mkdir(parents=True, exist_ok=True)
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise DestinationExists(
+                f"{error.filename} is not a directory, so {absolute} cannot be made",
+                hint="choose another --output",
+            ) from error
         target = Path(os.path.realpath(parent)) / absolute.name
-        with _lock(target):
-            _recover(target)
+        with _lock(target) as held:
+            if held:
+                _recover(target)
             _refuse_taken(target, force=force)
             root = target.with_name(f".{target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
             root.mkdir()
@@ -199,23 +206,23 @@ def _remove(directory: Path) -> None:
 
 
 @contextmanager
-def _lock(target: Path) -> Iterator[None]:
-    """Hold the destination's lock, or say who does.
+def _lock(target: Path) -> Iterator[bool]:
+    """Hold the destination's lock, or say who does. False on a file system that has no locks.
 
     The kernel drops the lock when its holder dies, kill -9 included. The file is removed while the
     lock is held; a writer that opened it before finds another file under the name and tries again.
     """
     path = target.with_name(f".{target.name}.lock")
-    descriptor = _acquire(path, target)
+    descriptor, held = _acquire(path, target)
     try:
-        yield
+        yield held
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
         os.close(descriptor)
 
 
-def _acquire(path: Path, target: Path) -> int:
+def _acquire(path: Path, target: Path) -> tuple[int, bool]:
     import fcntl
 
     while True:
@@ -229,8 +236,10 @@ def _acquire(path: Path, target: Path) -> int:
             if current:
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()}\n".encode())
-                return descriptor
+                return descriptor, True
         except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                return descriptor, False  # without a lock nothing is swept: its writer may live
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             os.close(descriptor)
             if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):

@@ -20,6 +20,7 @@ _REFUSALS: dict[int, tuple[str, str]] = {
     errno.EROFS: ("the file system is read-only", "choose an --output on a writable file system"),
     errno.EACCES: ("permission is denied", "choose an --output you may write to"),
     errno.EPERM: ("the operation is not permitted", "choose an --output you may write to"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter --output"),
     errno.EIO: ("the disk reported an input/output error", "check the disk; choose another one"),
 }
 

@@ -208,6 +208,29 @@ def test_leftovers_of_dead_writers_are_swept(tmp_path: Path):
     _only(tmp_path, "out", mine.name, other.name)
 
 
+def test_without_locks_writing_works_and_nothing_is_swept(tmp_path: Path, monkeypatch):
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    alive = tmp_path / ".out.partial-1-0123abcd"
+    alive.mkdir()
+    with stage(tmp_path / "out") as staging:
+        _artifact(staging.root, "one")
+        staging.commit()
+    assert _text(tmp_path / "out") == "one"
+    _only(tmp_path, "out", alive.name)
+
+
+def test_a_destination_below_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    for destination in (tmp_path / "file" / "out", tmp_path / "file" / "deep" / "out"):
+        with pytest.raises(DestinationExists, match="not a directory"), stage(destination):
+            pytest.fail("the block must not run")
+    with pytest.raises(StorageError, match="too long"), stage(tmp_path / ("x" * 300)):
+        pytest.fail("the block must not run")
+
+
 def test_a_replacement_cut_between_its_renames_is_undone(tmp_path: Path):
     aside = tmp_path / ".out.old-1-0123abcd"
     aside.mkdir()

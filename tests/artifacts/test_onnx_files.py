@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -201,6 +202,33 @@ def test_an_artifact_is_written_over_the_one_it_was_loaded_from(tmp_path: Path, 
     assert _hashes(root) == before
     (tmp_path / "ck.safetensors").unlink()
     assert np.array_equal(_read_back(root)["b"], _array(64, 64, seed=1))
+
+
+def test_a_name_used_in_two_subgraphs_is_stored_twice(root: Path):
+    arrays = {"then_branch": _array(20, 20), "else_branch": _array(20, 20, seed=1)}
+
+    def branch(key: str) -> ir.AttrGraph:
+        value = _value("weight", ir.tensor(arrays[key], name="weight"))
+        node = ir.node("Neg", [value])
+        return ir.AttrGraph(key, ir.Graph([], node.outputs, nodes=[node], initializers=[value]))
+
+    condition = ir.val("condition", ir.DataType.BOOL, [])
+    choose = ir.Node("", "If", [condition], attributes=[branch(key) for key in arrays])
+    graph = ir.Graph([condition], choose.outputs, nodes=[choose], opset_imports={"": 17}, name="g")
+    onnx_files.save(ir.Model(graph, ir_version=8), root)
+    stored = load_file(root / "model.safetensors")
+    assert sorted(stored) == ["weight", "weight#2"]
+    inner = [g.initializers["weight"] for g in onnx_files.load(root).graph.subgraphs()]
+    found = {value.const_value.numpy().tobytes() for value in inner}
+    assert found == {array.tobytes() for array in arrays.values()}
+
+
+def test_a_conversion_streams_into_any_file(tmp_path: Path):
+    array = _array(300)
+    refs = _checkpoint(tmp_path / "ck.safetensors", w=array)
+    stream = io.BytesIO()
+    onnx_files.tensor(refs["w"], "w", "float16").tofile(stream)
+    assert stream.getvalue() == array.astype(np.float16).tobytes()
 
 
 def test_subgraphs_and_constants_are_written_too(tmp_path: Path, root: Path):
