@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import HubUnreachable, UsageError
-from .files import INDEX, SIDECARS, SINGLE
+from .files import CONFIG, INDEX, SIDECARS, SINGLE
 
 _TIMEOUT_S = 10.0
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -18,10 +18,17 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A directory of the hub's cache, and the commit it is of."""
+    """Where a model's files are.
+
+    Attributes:
+        root: a directory, in the hub's cache or elsewhere.
+        commit: of a hub model.
+        pickled: whether there are weights as a pickle, be they fetched or not.
+    """
 
     root: Path
-    commit: str
+    commit: str | None = None
+    pickled: bool = False
 
 
 def is_id(model: str) -> bool:
@@ -52,11 +59,11 @@ def fetch(
 
     try:
         info = HfApi().model_info(model, revision=revision, timeout=_TIMEOUT_S)
-        commit = str(info.sha)
         names = [s.rfilename for s in info.siblings or ()]
         patterns = _patterns(names, with_weights, with_pickle)
-        root = snapshot_download(model, revision=commit, allow_patterns=patterns)
-        return Snapshot(Path(root), commit)
+        # By the name that was given, so that the cache knows it without the hub, too.
+        root = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        return Snapshot(root, root.name, any(_is_pickle(n) for n in names))
     except GatedRepoError as error:
         raise UsageError(f"{model} is gated, and this account has no access to it",
                          hint="ask for access on its page, then set HF_TOKEN") from error
@@ -68,11 +75,11 @@ def fetch(
                          allowed="a hub id, a directory, or demo",
                          hint="check the name, or set HF_TOKEN") from error
     except (OfflineModeIsEnabled, OSError, HfHubHTTPError) as error:
-        return _from_cache(model, revision, with_weights, error)
+        return _from_cache(model, revision, with_weights, with_pickle, error)
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
             raise
-        return _from_cache(model, revision, with_weights, error)
+        return _from_cache(model, revision, with_weights, with_pickle, error)
 
 
 def _patterns(names: list[str], with_weights: bool, with_pickle: bool) -> list[str]:
@@ -86,17 +93,28 @@ def _patterns(names: list[str], with_weights: bool, with_pickle: bool) -> list[s
 
 
 def _from_cache(
-    model: str, revision: str | None, with_weights: bool, cause: Exception
+    model: str, revision: str | None, with_weights: bool, with_pickle: bool, cause: Exception
 ) -> Snapshot:
     from huggingface_hub import snapshot_download
 
+    def cached(patterns: list[str]) -> Path:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True,
+                                      allow_patterns=patterns))
+
     try:
-        root = Path(snapshot_download(model, revision=revision, local_files_only=True))
-    except Exception as error:
+        root = cached([CONFIG])
+        names = [file.name for file in root.iterdir()]
+        patterns = _patterns(names, with_weights, with_pickle)
+        if with_weights and not any(fnmatchcase(n, p) for n in names for p in _WEIGHTS + _PICKLES):
+            raise FileNotFoundError("its weights are not in the cache")
+        cached(patterns)
+    except Exception as error:  # noqa: BLE001 - absent or incomplete, whatever the reason
         raise _unreachable(model, cause) from error
-    if not (root / "config.json").is_file():
-        raise _unreachable(model, cause)
-    return Snapshot(root, root.name)
+    return Snapshot(root, root.name, any(_is_pickle(n) for n in names))
+
+
+def _is_pickle(name: str) -> bool:
+    return any(fnmatchcase(name, p) for p in _PICKLES)
 
 
 def _unreachable(model: str, cause: Exception) -> HubUnreachable:

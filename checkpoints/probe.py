@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ..spec import Dim, ModelSpec, TensorSpec
@@ -100,6 +101,7 @@ def _run(
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     spec = ModelSpec(inputs, ())
     shapes = {t.name: spec.shape(t, sizes) for t in inputs}
     try:

@@ -83,11 +83,12 @@ def resolve(
         tasks.check(task)
     if weights not in ("pretrained", "random"):
         raise UsageError(f"there are no {weights!r} weights", allowed="pretrained, random")
-    root, commit = _locate(model, revision, weights, allow_pickle)
+    place = _locate(model, revision, weights, allow_pickle)
+    root = place.root
     config = read_config(root)
     remote_code = _check_remote_code(model, root, config, revision, trust_remote_code)
     chosen = tasks.check(task or tasks.detect(config))
-    origin = Source(model=model, task=chosen, weights=weights, digest="", revision=commit,
+    origin = Source(model=model, task=chosen, weights=weights, digest="", revision=place.commit,
                     remote_code=remote_code)
     if weights == "random":
         name = tasks.class_name(str(config.get("model_type")), chosen, _architectures(config))
@@ -95,31 +96,31 @@ def resolve(
         _copy_sidecars(root, drawn)
         return _checkpoint(drawn, replace(origin, seed=seed))
     if not weight_files(root):
-        return _from_pickle(root, origin, allow_pickle)
+        return _from_pickle(place, origin, allow_pickle)
     return _checkpoint(root, origin)
 
 
 def _locate(
     model: str, revision: str | None, weights: str, allow_pickle: bool
-) -> tuple[Path, str | None]:
+) -> hub.Snapshot:
     if model == DEMO:
-        return _demo(), None
+        return hub.Snapshot(_demo())
     directory = Path(model).expanduser()
     if directory.is_dir():
         if revision is not None:
             raise UsageError(f"{model} is a directory, which has no revisions",
                              allowed="--revision with a hub id", hint="leave --revision out")
-        return directory, None
+        return hub.Snapshot(
+            directory, pickled=any((directory / name).is_file() for name in PICKLES))
     known = _ALIASES.get(model, model)
     if weights == "random" and known in bundled():
-        return _BUNDLED / known, None
+        return hub.Snapshot(_BUNDLED / known)
     if not hub.is_id(model):
         raise UsageError(f"{model} is neither a directory nor a hub id",
                          allowed=f"a directory, an id such as camembert-base, or {DEMO}",
                          hint="check the path")
-    found = hub.fetch(model, revision, with_weights=weights == "pretrained",
-                      with_pickle=allow_pickle)
-    return found.root, found.commit
+    return hub.fetch(model, revision, with_weights=weights == "pretrained",
+                     with_pickle=allow_pickle)
 
 
 def _demo() -> Path:
@@ -161,8 +162,9 @@ def _check_remote_code(
     return True
 
 
-def _from_pickle(root: Path, origin: Source, allowed: bool) -> Checkpoint:
-    if not any((root / name).is_file() for name in PICKLES):
+def _from_pickle(place: hub.Snapshot, origin: Source, allowed: bool) -> Checkpoint:
+    root = place.root
+    if not place.pickled:
         raise CheckpointError(f"{root} has a config but no weights",
                               allowed=f"{SINGLE} or its shards",
                               hint="--weights random draws them from a seed")

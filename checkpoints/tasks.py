@@ -106,7 +106,7 @@ def _classifies_audio(architecture: str) -> bool:
     from transformers.models.auto import modeling_auto
 
     names = modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values()
-    return any(architecture == n or architecture in n for n in names)
+    return any(architecture == n if isinstance(n, str) else architecture in n for n in names)
 
 
 def class_name(model_type: str, task: str, architectures: tuple[str, ...] = ()) -> str:

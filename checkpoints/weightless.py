@@ -63,13 +63,16 @@ def build(
     import torch
 
     tags, refs = _tags(tensors)
+    # Experts one after the other would make a graph of the ones that the example happened to use.
+    experts = {"experts_implementation": "batched_mm"} if hasattr(
+        config, "_experts_implementation") else {}
 
     def attempt(implementation: str) -> tuple[Any, dict[str, Any]]:
         with _no_converters():
             result: tuple[Any, dict[str, Any]] = cls.from_pretrained(
                 None, config=config, state_dict=dict(tags), dtype=torch.float32,
                 attn_implementation=implementation, output_loading_info=True,
-                ignore_mismatched_sizes=True, **init)
+                ignore_mismatched_sizes=True, **experts, **init)
         return result
 
     try:
