@@ -108,7 +108,7 @@ def _from_cache(
         if with_weights and not any(fnmatchcase(n, p) for n in names for p in _WEIGHTS + _PICKLES):
             raise FileNotFoundError("its weights are not in the cache")
         cached(patterns)
-    except Exception as error:  # noqa: BLE001 - absent or incomplete, whatever the reason
+    except Exception as error:
         raise _unreachable(model, cause) from error
     return Snapshot(root, root.name, any(_is_pickle(n) for n in names))
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from safetensors import safe_open
-
 from modelport.checkpoints import load, load_reference, resolve
 from modelport.errors import CheckpointError, UsageError
+from safetensors import safe_open
 
 HEADS = [
     ("bert", "feature-extraction"), ("bert", "text-classification"),
@@ -173,7 +172,7 @@ def test_a_parameter_that_transformers_computes_is_converted_once(tmp_path):
 def test_a_head_that_is_not_stored(tiny):
     checkpoint = resolve(str(tiny("bert")), task="text-classification")
     for how in (load, load_reference):
-        with pytest.raises(UsageError, match=r"no weights for text-classification.*classifier") as e:
+        with pytest.raises(UsageError, match=r"text-classification.*classifier") as e:
             how(checkpoint)
         assert e.value.exit_code == 2
         assert "fill-mask" in e.value.allowed

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 _TEXT = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
          "intermediate_size": 37, "max_position_embeddings": 40, "pad_token_id": 1}
@@ -60,11 +62,14 @@ AUTO: Mapping[str, str] = {
     "text2text-generation": "AutoModelForSeq2SeqLM",
 }
 
-TASKS: Mapping[str, str] = {kind: "fill-mask" for kind in (
-    "bert", "camembert", "roberta", "xlm-roberta", "distilbert", "albert", "electra", "mpnet",
-    "deberta-v2")} | {
-    "vit": "image-classification", "resnet": "image-classification",
-    "wav2vec2": "audio-classification", "gpt2": "feature-extraction", "t5": "feature-extraction"}
+_MASKED = ("bert", "camembert", "roberta", "xlm-roberta", "distilbert", "albert", "electra",
+           "mpnet", "deberta-v2")
+
+TASKS: Mapping[str, str] = {
+    **dict.fromkeys(_MASKED, "fill-mask"), "vit": "image-classification",
+    "resnet": "image-classification", "wav2vec2": "audio-classification",
+    "gpt2": "feature-extraction", "t5": "feature-extraction",
+}
 """A task for each kind that a single forward pass performs."""
 
 
@@ -115,7 +120,9 @@ def tensors(directory: Path) -> dict[str, Any]:
     return dict(load_file(directory / "model.safetensors"))
 
 
-def rewritten(source: Path, target: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+def rewritten(
+    source: Path, target: Path, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Path:
     """A copy whose tensors have gone through ``change``."""
     from safetensors.torch import save_file
 

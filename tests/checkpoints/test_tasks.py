@@ -1,0 +1,62 @@
+"""Tasks from architectures, and classes from tasks."""
+
+from __future__ import annotations
+
+import pytest
+from modelport.checkpoints import resolve, tasks
+from modelport.errors import UsageError
+
+
+@pytest.mark.parametrize(("architecture", "task"), [
+    ("CamembertForMaskedLM", "fill-mask"),
+    ("BertModel", "feature-extraction"),
+    ("BertForPreTraining", "feature-extraction"),
+    ("BertForSequenceClassification", "text-classification"),
+    ("Wav2Vec2ForSequenceClassification", "audio-classification"),
+    ("ASTForAudioClassification", "audio-classification"),
+    ("BertForTokenClassification", "token-classification"),
+    ("BertForQuestionAnswering", "question-answering"),
+    ("BertForMultipleChoice", "multiple-choice"),
+    ("ViTForImageClassification", "image-classification"),
+    ("LlamaForCausalLM", "text-generation"),
+    ("GPT2LMHeadModel", "text-generation"),
+    ("T5ForConditionalGeneration", "text2text-generation"),
+])
+def test_detected(architecture, task):
+    assert tasks.detect({"architectures": [architecture]}) == task
+
+
+@pytest.mark.parametrize("config", [{}, {"architectures": []}, {"architectures": None}])
+def test_no_architecture(config):
+    with pytest.raises(UsageError, match="names no architecture") as e:
+        tasks.detect(config)
+    assert e.value.hint == "--task T"
+
+
+def test_a_head_of_no_known_task():
+    with pytest.raises(UsageError, match="SamForMaskGeneration belongs to no task"):
+        tasks.detect({"architectures": ["SamForMaskGeneration"]})
+
+
+def test_generation_says_what_it_needs(tiny):
+    with pytest.raises(UsageError, match="needs the generation exporter") as e:
+        resolve(str(tiny("gpt2", "text-generation")))
+    assert "--task feature-extraction" in e.value.hint
+    assert e.value.exit_code == 2
+
+
+def test_an_unknown_task(tiny):
+    with pytest.raises(UsageError, match="no task 'translate'") as e:
+        resolve(str(tiny("bert")), task="translate")
+    assert "fill-mask" in e.value.allowed
+    assert "text-generation" not in e.value.allowed
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_each_task_has_its_table_in_transformers(task):
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    assert getattr(modeling_auto, tasks.TASKS[task].mapping)
+    if not tasks.TASKS[task].generation:
+        assert hasattr(transformers, tasks.TASKS[task].auto)
