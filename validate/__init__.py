@@ -9,8 +9,12 @@ Receives sessions, never opens one, and imports no framework.
 
 from __future__ import annotations
 
+from .bisect import Culprit, Point, Probe, Reproduction, Tap, find_first, write_reproduction
+from .effects import Effect, EffectBudget
+from .html import to_html
 from .inputs import Case, draw, file_cases, given_case, text_cases
-from .judge import Settings, judge
+from .judge import Settings, judge, measure_effects
+from .junit import to_junit
 from .matrix import LeftOut, Plan, plan
 from .report import CaseRecord, ParityReport, Result, from_json
 from .rule import Rule, Verdict
@@ -20,22 +24,34 @@ from .terminal import markdown, table
 __all__ = [
     "Case",
     "CaseRecord",
+    "Culprit",
+    "Effect",
+    "EffectBudget",
     "LeftOut",
     "ParityReport",
     "Plan",
+    "Point",
+    "Probe",
     "ReferenceCache",
+    "Reproduction",
     "Result",
     "Rule",
     "SessionSource",
     "Settings",
+    "Tap",
     "Verdict",
     "draw",
     "file_cases",
+    "find_first",
     "from_json",
     "given_case",
     "judge",
     "markdown",
+    "measure_effects",
     "plan",
     "table",
     "text_cases",
+    "to_html",
+    "to_junit",
+    "write_reproduction",
 ]

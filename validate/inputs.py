@@ -96,6 +96,8 @@ def text_cases(
 ) -> tuple[Case, ...]:
     """Cases from real text, in batches of the given sizes, taken in order from ``texts``.
 
+    Batches out of the model's range are left away; at least one remains, of the smallest size.
+
     Args:
         tokenize: maps a list of strings to padded arrays by input name; names the model does not
             have are dropped, integers are cast to the dtypes of the spec.
@@ -106,6 +108,10 @@ def text_cases(
     if not texts:
         raise UsageError("no texts were given", allowed="one text or more")
     cases = []
+    bounds = spec.dims.get("batch")
+    if bounds is not None:
+        inside = [size for size in batches if bounds.min <= size <= bounds.max]
+        batches = inside or [bounds.min]
     for seed, size in enumerate(batches):
         chosen = [texts[(seed + i) % len(texts)] for i in range(size)]
         arrays = {name: np.asarray(value) for name, value in tokenize(chosen).items()}

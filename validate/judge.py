@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import UsageError
 from ..session import Session
 from . import hygiene
-from .inputs import Case, digest, draw
+from .compare import kept
+from .effects import Effect, EffectBudget, EffectMeter
+from .inputs import Case, digest, draw, mask_arrays
 from .matrix import LeftOut, Plan, output_elements, positions
 from .pace import Pace
 from .report import CaseRecord, ParityReport
@@ -94,8 +96,8 @@ def judge(
         store = cache or ReferenceCache(Path(spool), "", max_bytes=plan.max_disk)
         run = _Run(spec, plan, settings, on_progress)
         # A truth that is opened here is stored even without a cache; see above.
-        kept = store if cache or not isinstance(truth, Session) else None
-        run.truth = Supplier(truth, "truth", kept) if truth is not None else None
+        stored = store if cache or not isinstance(truth, Session) else None
+        run.truth = Supplier(truth, "truth", stored) if truth is not None else None
         run.reference = Supplier(reference, "reference", cache) if reference is not None else None
         run.candidate = Candidate(candidate, settings.case_seconds)
         try:
@@ -104,6 +106,42 @@ def judge(
             for side in (run.truth, run.reference, run.candidate):
                 if side is not None:
                     side.close()
+
+
+def measure_effects(
+    candidate: SessionSource,
+    truth: SessionSource,
+    cases: Plan | Sequence[Case],
+    *,
+    spec: ModelSpec,
+    budget: EffectBudget,
+    cache: ReferenceCache | None = None,
+    case_seconds: float = 120.0,
+) -> tuple[Effect, ...]:
+    """Gate C: effects of the candidate against the *original* model, not its cast weights.
+
+    Add them to a report with :meth:`ParityReport.with_effects`.
+
+    Args:
+        truth: the original in the highest precision at hand.
+        cases: real text where there is a tokenizer: random tokens have no meaning to lose.
+
+    Raises:
+        ModelportError: whatever a run raises; Gate 0 is where failing cases are recorded.
+    """
+    meter = EffectMeter(spec)
+    left, right = Candidate(candidate, case_seconds), Supplier(truth, "truth", cache)
+    try:
+        for case in cases.cases if isinstance(cases, Plan) else cases:
+            feeds = draw(spec, case)
+            masks = mask_arrays(spec, feeds)
+            expected = right.outputs(feeds, digest(feeds))
+            actual = left.outputs(feeds, case.label)
+            meter.add(actual, expected, {t.name: kept(t, masks) for t in spec.outputs})
+    finally:
+        left.close()
+        right.close()
+    return meter.effects(budget)
 
 
 class _Run:

@@ -7,6 +7,7 @@ from itertools import product
 from math import prod
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from .inputs import Case, Padding
 
 if TYPE_CHECKING:
@@ -102,8 +103,12 @@ def plan(
 
     Returns:
         The plan; whatever a limit excludes is listed in ``left_out``.
+
+    Raises:
+        UsageError: ``sizes`` names a dimension the model has not, or one out of its range.
     """
-    chosen = {name: tuple(dict.fromkeys(sizes[name])) if sizes and name in sizes
+    _check_sizes(spec, sizes or {})
+    chosen = {name: tuple(dict.fromkeys(sizes[name])) if sizes and sizes.get(name)
               else sizes_of(name, dim, (traced or {}).get(name, ()))
               for name, dim in spec.dims.items()}
     ordered = _order(spec, _pool(spec, chosen, tuple(seeds)), chosen)
@@ -167,6 +172,18 @@ def admits(spec: ModelSpec, sizes: Mapping[str, int], padding: Padding) -> bool:
     if padding == "masked":
         return any(prod(shape[:-1]) > 1 for shape in shapes)
     return any(shape[-1] > 1 for shape in shapes)
+
+
+def _check_sizes(spec: ModelSpec, sizes: Mapping[str, Sequence[int]]) -> None:
+    for name, values in sizes.items():
+        dim = spec.dims.get(name)
+        if dim is None:
+            raise UsageError(f"the model has no dimension {name}",
+                             allowed=", ".join(spec.dims) or "none: its shapes are fixed")
+        wrong = [v for v in values if not dim.min <= v <= dim.max]
+        if wrong:
+            raise UsageError(f"{name} {wrong[0]} is out of range",
+                             allowed=f"{dim.min} to {dim.max}")
 
 
 def _pool(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from ..artifacts.manifest import ParitySummary
 from ..errors import UsageError
+from .effects import Effect, EffectBudget  # noqa: TC001
 from .matrix import LeftOut  # noqa: TC001
-from .rule import Gate, Rule, Verdict  # noqa: TC001
+from .rule import Gate, Rule, Verdict, worst
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -86,6 +87,7 @@ class ParityReport:
         comparisons: output × sample comparisons made.
         left_out: planned cases that were not run, with the reason.
         notes: what a reader must know besides the numbers.
+        effects, budget: Gate C, where it was measured.
         sides: runtime and device by ``candidate``, ``reference``, ``truth``.
         seconds: wall time of the validation.
     """
@@ -101,6 +103,8 @@ class ParityReport:
     notes: tuple[str, ...] = ()
     sides: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    effects: tuple[Effect, ...] = ()
+    budget: EffectBudget | None = None
     schema: Literal[1] = 1
 
     @property
@@ -122,6 +126,16 @@ class ParityReport:
         """The manifest's record of this report, for the artifact of that identity."""
         return ParitySummary(self.verdict, identity, dict(self.gates), self.worst_rho,
                              self.comparisons, len(self.left_out))
+
+    def with_effects(self, effects: tuple[Effect, ...], budget: EffectBudget) -> ParityReport:
+        """This report with Gate C added: it fails where a limit is broken or nothing was measured.
+
+        A budget can only reject; it never mends a verdict of the other gates.
+        """
+        kept = effects and not any(e.broken for e in effects)
+        gates: dict[str, Verdict] = {**self.gates, "effect": "pass" if kept else "fail"}
+        return replace(self, gates=gates, verdict=worst(gates.values()), effects=effects,
+                       budget=budget)
 
     def to_json(self) -> str:
         """The whole report as JSON text."""

@@ -5,18 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .report import ANY
 from .rule import Verdict, worst
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
     from .matrix import LeftOut
     from .report import ParityReport, Result
 
 MARKDOWN_LIMIT = 1 << 20
 """Bytes a job summary may have (GitHub Actions, "workflow commands", job summaries: 1 MiB)."""
+
+WIDE = 4
+"""Outputs that still fit side by side on a terminal of 80 columns."""
 
 _COLOURS: dict[str, str] = {"pass": "green", "suspect": "yellow", "fail": "red"}
 
@@ -47,26 +53,87 @@ def lines(report: ParityReport) -> list[Line]:
 
 
 def table(report: ParityReport) -> RenderableType:
-    """A rich table, one row for each output and shape, then verdict, notes and what was left out.
+    """A rich table of ρ by shape and output, then verdict, reasons and what was left out.
 
-    Cells are plain text: names come from files, and may hold console markup.
+    A row is a shape, with its worst ρ over paddings and seeds in one column for each output;
+    models of more than :data:`WIDE` outputs get one row for each output and shape instead. Cells
+    are plain text: names come from files, and may hold console markup.
     """
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    view = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("output", "shape", "padding"):
-        view.add_column(name, overflow="fold")
-    view.add_column("samples", justify="right")
-    view.add_column("ρ", justify="right")
-    view.add_column("verdict")
-    for line in lines(report):
-        view.add_row(Text(line.output), Text(line.shape), line.paddings, str(line.samples),
-                     _rho(line.rho), Text(line.verdict, style=_COLOURS[line.verdict]))
+    found = lines(report)
+    wide = len({line.output for line in found}) > WIDE
+    view = _long(report, found) if wide else _by_shape(report, found)
     tail = Text(f"\n{headline(report)}", style=_COLOURS[report.verdict])
-    rest = [Text(text) for text in details(report)]
-    return Group(view, tail, *rest)
+    legend = Text("padding: n none, r right, l left, m one row masked", style="dim")
+    return Group(view, legend, tail, *(Text(text) for text in details(report)))
+
+
+def _by_shape(report: ParityReport, found: list[Line]) -> Table:
+    from rich.text import Text
+
+    outputs = list(dict.fromkeys(line.output for line in found))
+    view = _table(report, *(Text(f"ρ {name}" if name != ANY else "whole case")
+                            for name in outputs))
+    for shape in sorted(dict.fromkeys(line.shape for line in found), key=by_size):
+        row = {line.output: line for line in found if line.shape == shape}
+        paddings = max((_initials(line) for line in row.values()), key=len)
+        cells = [_verdict(row[name]) if name in row else Text() for name in outputs]
+        view.add_row(Text(_sizes(shape)), paddings,
+                     str(max(line.samples for line in row.values())), *cells)
+    return view
+
+
+def _long(report: ParityReport, found: list[Line]) -> Table:
+    from rich.text import Text
+
+    view = _table(report, Text("ρ"), Text("output", justify="left"))
+    for line in sorted(found, key=lambda line: by_size(line.shape)):
+        view.add_row(Text(_sizes(line.shape)), _initials(line), str(line.samples), _verdict(line),
+                     Text(line.output))
+    return view
+
+
+def _table(report: ParityReport, *columns: Text) -> Table:
+    from rich.table import Table
+
+    names = next((_names(case.shape) for case in report.cases), "")
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    view.add_column(names or "shape", no_wrap=True)
+    view.add_column("padding", no_wrap=True)
+    view.add_column("samples", justify="right")
+    for column in columns:
+        view.add_column(column, justify=column.justify or "right", overflow="fold")
+    return view
+
+
+def _verdict(line: Line) -> Text:
+    """ρ, or what a verdict without ρ says; a verdict other than pass is spelt out."""
+    from rich.text import Text
+
+    number = "equal" if line.rho is None and line.verdict == "pass" and line.samples else ""
+    number = number or _rho(line.rho)
+    word = "" if line.verdict == "pass" else f"{line.verdict} "
+    return Text(word + number, style=_COLOURS[line.verdict])
+
+
+def by_size(shape: str) -> tuple[tuple[int, str], ...]:
+    """Sort key for the text of a shape: by its sizes as numbers."""
+    sizes = (part.partition("=")[2] for part in shape.split())
+    return tuple((int(size) if size.isdigit() else 0, size) for size in sizes)
+
+
+def _initials(line: Line) -> str:
+    return " ".join(padding[0] for padding in PADDINGS if padding in line.paddings.split(", "))
+
+
+def _names(shape: str) -> str:
+    return " × ".join(part.partition("=")[0] for part in shape.split())
+
+
+def _sizes(shape: str) -> str:
+    return " × ".join(part.partition("=")[2] or part for part in shape.split())
 
 
 def headline(report: ParityReport) -> str:
