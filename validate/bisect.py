@@ -299,7 +299,7 @@ def _plain(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32) if str(value.dtype) == "bfloat16" else value
 
 
-_SCRIPT = '''"""Shows where two runs of one model part, with NumPy and, for the graph, onnxruntime."""
+_SCRIPT = '''"""Shows where two runs part, with NumPy and, for the graph, onnxruntime."""
 
 import json
 from pathlib import Path

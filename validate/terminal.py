@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .matrix import PADDINGS
 from .report import ANY
 from .rule import Verdict, worst
 
