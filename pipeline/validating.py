@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from .request import ModelRequest, Notify
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
-    from ..checkpoints import Checkpoint
+    from ..checkpoints import Checkpoint, LoadedModel
     from ..session import Session
     from ..validate import ParityReport, Plan
 
@@ -76,7 +76,7 @@ def validate_artifact(
     def original(dtype: checkpoints.Dtype) -> Callable[[], Session]:
         def opened() -> Session:
             model = checkpoints.load_reference(checkpoint, dtype=dtype, attention="sdpa")
-            return runtimes.get("torch_eager").open(model, device)
+            return runtimes.get("torch_eager").open(_fed_as(artifact, model), device)
 
         return opened
 
@@ -98,6 +98,13 @@ def parity_report(artifact: Artifact) -> ParityReport | None:
     """The report stored in an artifact; None when it has not been validated."""
     path = artifact.root / artifacts.PARITY
     return validate.from_json(path.read_bytes()) if path.exists() else None
+
+
+def _fed_as(artifact: Artifact, model: LoadedModel) -> LoadedModel:
+    """The model taking feeds in the artifact's dtypes, whatever precision it computes in."""
+    if model.spec.input_names != artifact.spec.input_names:
+        return model
+    return replace(model, spec=replace(model.spec, inputs=artifact.spec.inputs))
 
 
 def _source(artifact: Artifact, reference: ModelRequest | None) -> Checkpoint:

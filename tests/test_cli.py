@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import modelport
 import pytest
 from modelport.cli import execute
-from tiny_models import build, damaged
+from tiny_models import pickled, truncated, with_nan
 
 ROOT = Path(modelport.__file__).parent
 
@@ -21,9 +25,26 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "artifact"
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("bert", "fill-mask", tmp_path_factory.mktemp("bert"))
+@pytest.fixture
+def bert(tiny: Callable[..., Path]) -> Path:
+    return tiny("bert", "fill-mask")
+
+
+def corrupt(source: Path, target: Path) -> Path:
+    """A copy whose safetensors header is not JSON any more."""
+    shutil.copytree(source, target)
+    file = target / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[8:12] = b"\xff\xff\xff\xff"
+    file.write_bytes(data)
+    return target
+
+
+def without_shard(tiny: Callable[..., Path], target: Path) -> Path:
+    """A sharded checkpoint that lost its last file."""
+    shutil.copytree(tiny("bert", "fill-mask", shards=2), target)
+    sorted(target.glob("*.safetensors"))[-1].unlink()
+    return target
 
 
 def export(model: Path | str, out: Path, *more: str) -> int:
@@ -78,27 +99,32 @@ def test_what_cannot_work_is_refused_with_what_can(
 
 
 @pytest.mark.parametrize(
-    ("kind", "code", "found"),
+    ("damage", "code", "found"),
     [
-        ("truncated", 2, "model.safetensors"),
-        ("corrupt", 2, "model.safetensors"),
-        ("missing-shard", 2, "model-00002-of-00002.safetensors"),
-        ("pickle", 4, "--allow-pickle"),
-        ("nan", 2, "NaN"),
+        (lambda tiny, to: truncated(tiny("bert", "fill-mask"), to), 2, "model.safetensors"),
+        (lambda tiny, to: corrupt(tiny("bert", "fill-mask"), to), 2, "model.safetensors"),
+        (without_shard, 2, "-of-0000"),
+        (lambda tiny, to: pickled(tiny("bert", "fill-mask"), to), 4, "--allow-pickle"),
+        (lambda tiny, to: with_nan(tiny("bert", "fill-mask"), to,
+                                   "bert.encoder.layer.0.attention.self.query.weight"),
+         2, "bert.encoder.layer.0.attention.self.query.weight"),
     ],
+    ids=["truncated", "corrupt", "missing-shard", "pickle", "nan"],
 )
 def test_damaged_checkpoints_leave_the_destination_untouched(
-    bert: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str],
-    kind: str, code: int, found: str,
+    tiny: Callable[..., Path], bert: Path, tmp_path: Path, out: Path,
+    capsys: pytest.CaptureFixture[str], damage: Callable[..., Path], code: int, found: str,
 ) -> None:
     assert export(bert, out, "--no-validate") == 0
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    broken = damaged(kind, tmp_path / kind)
+    broken = damage(tiny, tmp_path / "broken")
     assert export(broken, out, "--force") == code
     said = capsys.readouterr().err
     assert found in said
     assert "try:" in said
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) in (
+        ["artifact", "broken"], ["artifact", "broken", "cache"])
 
 
 def test_an_unknown_model_without_network(
@@ -149,21 +175,18 @@ def test_a_tampered_artifact_is_refused(
 
 
 def test_ctrl_c_leaves_nothing(bert: Path, out: Path) -> None:
-    import signal
-    import time
-
-    process = subprocess.Popen(
-        [sys.executable, "-m", "modelport", "export", "onnx", "--model", str(bert),
-         "--output", str(out), "-v"],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "validating" in line:
-            break
-    time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the child as well
-    said = process.stderr.read()
-    assert process.wait(timeout=30) == 130
+    command = [sys.executable, "-m", "modelport", "export", "onnx", "--model", str(bert),
+               "--output", str(out), "-v"]  # fmt: skip
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "validating" in line:
+                break
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the child as well
+        said = process.stderr.read()
+    assert process.returncode == 130, said
     assert "interrupted" in said
-    assert not list(out.parent.iterdir())
+    assert not list(out.parent.glob("*artifact*"))

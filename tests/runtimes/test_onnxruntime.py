@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from modelport import pipeline, runtimes
+from modelport.artifacts import Artifact
+from modelport.errors import BackendUnavailable, UsageError
+
+RUNTIME = runtimes.get("onnxruntime")
+
+
+@pytest.fixture
+def artifact(tiny: Callable[..., Path], tmp_path: Path) -> Artifact:
+    request = pipeline.ModelRequest(str(tiny("bert")))
+    return pipeline.export("onnx", request, tmp_path / "out", validate=False)
+
+
+def feeds(artifact: Artifact) -> dict[str, np.ndarray]:
+    ones = np.ones((3, 5), dtype=np.int64)
+    return dict.fromkeys(artifact.spec.input_names, ones)
+
+
+@pytest.mark.parametrize("level", ["disabled", "basic", "extended", "all"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_levels_and_threads_do_not_change_the_answer(
+    artifact: Artifact, level: str, threads: int
+) -> None:
+    with RUNTIME.open(artifact) as plain:
+        expected = plain.run(feeds(artifact))
+    with RUNTIME.open(artifact, options={"level": level, "threads": threads}) as session:
+        found = session.run(feeds(artifact))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5)
+
+
+def test_every_node_is_where_it_was_asked_for(artifact: Artifact) -> None:
+    with RUNTIME.open(artifact) as session:
+        placement = session.placement()
+    assert set(placement.nodes) == {"CPUExecutionProvider"}
+    assert sum(placement.nodes.values()) > 10
+
+
+def test_bound_outputs_are_those_of_run(artifact: Artifact) -> None:
+    with RUNTIME.open(artifact, options={"spinning": False}) as session:
+        launch = session.bind(feeds(artifact))
+        launch()
+        session.synchronize()
+
+
+def test_cuda_without_a_provider_is_exit_6_and_names_the_remedy(artifact: Artifact) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this build has the CUDA provider")
+    with pytest.raises(BackendUnavailable, match=r"modelport\[gpu\]") as caught:
+        RUNTIME.open(artifact, "cuda")
+    assert caught.value.exit_code == 6
+
+
+def test_a_silent_fallback_is_an_error(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU wheel without a GPU: the provider is listed, and the session ends up on the CPU."""
+    import onnxruntime
+
+    real = onnxruntime.InferenceSession
+
+    def on_cpu(path: str, settings: Any, providers: Any) -> Any:
+        return real(path, settings, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )  # fmt: skip
+    monkeypatch.setattr(onnxruntime, "InferenceSession", on_cpu)
+    with pytest.raises(BackendUnavailable, match="fell back to CPUExecutionProvider"):
+        RUNTIME.open(artifact, "cuda")
+
+
+@pytest.mark.parametrize("options", [{"level": "ludicrous"}, {"warp": 9}])
+def test_wrong_options_list_the_right_ones(artifact: Artifact, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="allowed"):
+        RUNTIME.open(artifact, options=options)
+
+
+def test_an_unknown_device_is_refused(artifact: Artifact) -> None:
+    with pytest.raises(BackendUnavailable, match="no device 'abacus'"):
+        RUNTIME.open(artifact, "abacus")
