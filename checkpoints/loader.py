@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, UsageError
-from . import build, inputs, tasks, weightless
+from . import build, inputs, lean, tasks, weightless
 from .files import read_config, read_tensors, sidecars, weight_files
 from .model import Attention, Checkpoint, Dtype, LoadedModel, TensorRef
 
@@ -209,6 +209,7 @@ def _supported(checkpoint: Checkpoint) -> tuple[str, ...]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers' progress bars and load reports off stderr; problems become errors here."""
+    lean.preload()
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

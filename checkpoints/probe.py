@@ -33,14 +33,21 @@ def outputs(
 ) -> tuple[tuple[TensorSpec, ...], dict[str, Dim]]:
     """The outputs, and the ranges of dimensions that only they have.
 
-    The module runs twice on tensors without data, at sizes that differ in every dimension: an
-    output's dimension that stays is a constant, one that moves as an input's does is that one.
+    The module runs on tensors without data, at sizes that differ in every dimension, and again at
+    others where one run leaves a doubt: an output's dimension that stays is a constant, one that
+    moves as an input's does is that one.
 
     Raises:
         ForwardFailed: with the module's own message.
     """
-    first, second = samples.sizes(dims), samples.sizes(dims, step=1)
-    a, b = _run(model, inputs, first, constants), _run(model, inputs, second, constants)
+    small, other = samples.sizes(dims), samples.sizes(dims, step=1)
+    first = _unmistakable(model, small, dims)
+    second = {n: small[n] if small[n] != first[n] else other[n] for n in dims}
+    a = _run(model, inputs, first, constants)
+    plain = _by_one_run(model, a, first)
+    if plain is not None:
+        return plain, {}
+    b = _run(model, inputs, second, constants)
     if list(a) != list(b):
         raise ForwardFailed(f"it returns {', '.join(a)} at one size and {', '.join(b)} at another")
     own: dict[tuple[int, int], str] = {}
@@ -50,6 +57,40 @@ def outputs(
         named = tuple(_dimension(pair, first, second, own, dims) for pair in pairs)
         result.append(TensorSpec(name, dtype, named))
     return tuple(result), _own_ranges(model, inputs, dims, constants, tuple(result), own)
+
+
+def _unmistakable(
+    model: torch.nn.Module, sizes: Mapping[str, int], dims: Mapping[str, Dim]
+) -> dict[str, int]:
+    """The sizes, moved up to where none is also a size of a parameter, where the range allows."""
+    taken = {size for p in model.parameters() for size in p.shape}
+    chosen: dict[str, int] = {}
+    for name, size in sizes.items():
+        free = (s for s in range(size, min(size + 64, dims[name].max + 1))
+                if s not in taken and s not in chosen.values())
+        chosen[name] = next(free, size)
+    return chosen
+
+
+def _by_one_run(
+    model: torch.nn.Module, found: Mapping[str, tuple[tuple[int, ...], str]],
+    sizes: Mapping[str, int],
+) -> tuple[TensorSpec, ...] | None:
+    """The outputs where one run leaves no doubt, which is the rule for encoders of text.
+
+    No doubt: each dimension is an input's, but for the last, which is a parameter's.
+    """
+    constants = {size for p in model.parameters() for size in p.shape}
+    names = {size: name for name, size in sizes.items()}
+    if len(names) < len(sizes) or constants & set(names) or "sequence" not in sizes:
+        return None
+    result = []
+    for name, (shape, dtype) in found.items():
+        last = len(shape) - 1
+        if any(s not in names and not (i == last and s in constants) for i, s in enumerate(shape)):
+            return None
+        result.append(TensorSpec(name, dtype, tuple(names.get(s, s) for s in shape)))
+    return tuple(result)
 
 
 def _dimension(
@@ -173,9 +214,13 @@ def longest(model: Any, inputs: tuple[TensorSpec, ...], stated: int) -> int:
     try:
         if accepts(stated) or not accepts(2):
             return stated
-        low, high = 2, stated
+        # Tables are too large by a row or two: gallop down from the top, then halve what is left.
+        high, step = stated, 1
+        while high - step > 2 and not accepts(high - step):
+            high, step = high - step, step * 2
+        low = max(2, high - step)
         while high - low > 1:
-            middle = high - 1 if high - low <= 4 else (low + high) // 2
+            middle = (low + high) // 2
             low, high = (middle, high) if accepts(middle) else (low, middle)
         return low
     finally:
