@@ -1,0 +1,49 @@
+"""Measures sessions honestly: one fresh process a cell, raw samples kept, every claim bounded.
+
+    from modelport.runtimes.benchmark import Subject, SweepRequest, run_sweep
+
+    report = run_sweep(SweepRequest((Subject("onnx", "out/onnx", identity),), Path("run")))
+    report.require_complete()
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+# Imported on first use: the measured process loads this package too, and must stay small.
+_PUBLIC: dict[str, str] = {
+    "Cell": ".records",
+    "CellResult": ".records",
+    "Sampling": ".records",
+    "Ceilings": ".ceilings",
+    "Work": ".ceilings",
+    "count_flops": ".ceilings",
+    "CorpusSource": ".corpus",
+    "built_in": ".corpus",
+    "from_text": ".corpus",
+    "Subject": ".sweep",
+    "SweepRequest": ".sweep",
+    "plan": ".sweep",
+    "RunReport": ".report",
+    "Row": ".report",
+    "Recommendation": ".report",
+    "run_sweep": ".summary",
+    "load_report": ".report",
+    "RunComparison": ".against",
+    "compare_runs": ".against",
+    "summarise": ".summary",
+    "print_report": ".views",
+    "markdown": ".views",
+    "html": ".page",
+    "SelfTest": ".selftest",
+    "self_test": ".selftest",
+}
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

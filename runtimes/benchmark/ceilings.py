@@ -1,0 +1,169 @@
+"""What the machine itself can do, measured in the same run; what a cell asks of it.
+
+    python -m modelport.runtimes.benchmark.ceilings THREADS DEVICE RESULT.json
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping  # noqa: TC003 - pydantic reads it
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .records import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+SIZES = (1024, 2048)
+REPEATS = 5
+STREAM_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """Attributes:
+        gemm: operations per second of the best square matrix product, by dtype; a multiply and
+            an add are two. Integer operations for int8.
+        bandwidth: bytes per second of a large copy, read and written bytes both counted and no
+            write-allocate traffic (STREAM's convention; McCalpin, 1995).
+        absent: why a dtype has no figure.
+    """
+
+    device: str
+    threads: int
+    gemm: Mapping[str, float]
+    bandwidth: float
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one call of a cell must compute and move at least.
+
+    Attributes:
+        flops: floating-point operations, a multiply-add counting two.
+        bytes: weights read once, inputs read, outputs written; a lower bound.
+    """
+
+    flops: float
+    bytes: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Achieved rates, and their share of the ceilings (None without a ceiling for the dtype)."""
+
+    flops_per_second: float
+    bytes_per_second: float
+    of_gemm: float | None
+    of_bandwidth: float | None
+
+
+def share(work: Work, seconds: float, dtype: str, ceilings: Ceilings | None) -> Share:
+    """Rates of a call that took ``seconds``, against the ceiling of its dtype."""
+    flops, moved = work.flops / seconds, work.bytes / seconds
+    top = ceilings.gemm.get(dtype) if ceilings else None
+    wide = ceilings.bandwidth if ceilings else None
+    return Share(flops, moved, flops / top if top else None, moved / wide if wide else None)
+
+
+def count_flops(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> int:
+    """Operations of one forward pass, counted on meta tensors: nothing is computed.
+
+    Counts matrix products, convolutions and attention (``torch.utils.flop_counter``), a
+    multiply-add as two; element-wise operations are left out, as they are from the GEMM ceiling.
+    The module itself is not changed: a copy of its structure on the meta device is called.
+    """
+    import torch
+    from torch.func import functional_call
+    from torch.utils.flop_counter import FlopCounterMode
+
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    empty = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    shapes = tuple(torch.empty_like(value, device="meta") for value in inputs)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        functional_call(module, empty, shapes)
+    return int(counter.get_total_flops())
+
+
+def measure(threads: int, device: str = "cpu") -> Ceilings:
+    """Measure with torch; the best of several sizes and repetitions, a ceiling being a best."""
+    import torch
+
+    torch.set_num_threads(threads)
+    gemm: dict[str, float] = {}
+    absent: dict[str, str] = {}
+    products = {
+        "float32": _float_product(torch.float32, device),
+        "bfloat16": _float_product(torch.bfloat16, device),
+        "int8": _int_product(device),
+    }
+    if device == "cuda":
+        products["float16"] = _float_product(torch.float16, device)
+    for dtype, product in products.items():
+        try:
+            gemm[dtype] = max(2 * n**3 / _best(product(n), device) for n in SIZES)
+        except (RuntimeError, NotImplementedError, AttributeError) as e:
+            absent[dtype] = str(e).splitlines()[0][:200]
+    return Ceilings(device, threads, gemm, _bandwidth(device), absent)
+
+
+def _float_product(dtype: torch.dtype, device: str) -> Callable[[int], Callable[[], Any]]:
+    import torch
+
+    def make(n: int) -> Callable[[], Any]:
+        generator = torch.Generator(device).manual_seed(0)
+        a, b = (torch.randn(n, n, generator=generator, device=device).to(dtype) for _ in "ab")
+        out = torch.empty(n, n, dtype=dtype, device=device)
+        return lambda: torch.mm(a, b, out=out)
+
+    return make
+
+
+def _int_product(device: str) -> Callable[[int], Callable[[], Any]]:
+    import torch
+
+    def make(n: int) -> Callable[[], Any]:
+        a, b = (torch.randint(-127, 127, (n, n), dtype=torch.int8, device=device) for _ in "ab")
+        return lambda: torch._int_mm(a, b)
+
+    return make
+
+
+def _bandwidth(device: str) -> float:
+    import torch
+
+    count = STREAM_BYTES // 4
+    source = torch.ones(count, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    return 2 * STREAM_BYTES / _best(lambda: target.copy_(source), device)
+
+
+def _best(call: Callable[[], Any], device: str) -> float:
+    import torch
+
+    best = float("inf")
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the process that measures: threads, device and the result's path."""
+    threads, device, path = sys.argv[1:] if arguments is None else arguments
+    write_json(Path(path), asdict(measure(int(threads), device)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Input data for timing: seeded, of real token ids, never all ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ...errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from ...spec import ModelSpec, TensorSpec
+
+SEQUENTIAL = ("tokens", "mask", "segments", "positions")
+
+
+def sizes(spec: ModelSpec, batch: int, sequence: int, dims: Mapping[str, int]) -> dict[str, int]:
+    """A size for every dynamic dimension.
+
+    The leading dimension of the inputs is the batch; the dimension after it, in inputs made of
+    tokens, is the sequence; ``dims`` has the last word, and what is left takes its ``opt``.
+    """
+    found: dict[str, int] = {}
+    for tensor in spec.inputs:
+        for axis, name in enumerate(tensor.shape):
+            if not isinstance(name, str):
+                continue
+            if axis == 0:
+                found.setdefault(name, batch)
+            elif axis == 1 and (tensor.role in SEQUENTIAL or "seq" in name):
+                found.setdefault(name, sequence)
+            elif name in spec.dims:
+                found.setdefault(name, spec.dims[name].opt)
+    found.update(dims)
+    named = {d for t in spec.inputs for d in t.shape if isinstance(d, str)}
+    if missing := sorted(named - set(found)):
+        raise UsageError(f"no size for dimension {', '.join(missing)}",
+                         hint="state it in the cell's dims")
+    return found
+
+
+def draw(
+    spec: ModelSpec,
+    batch: int,
+    sequence: int,
+    *,
+    seed: int = 0,
+    lengths: Sequence[int] | None = None,
+    dims: Mapping[str, int] | None = None,
+    tokens: Sequence[Sequence[int]] | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Feeds for one call.
+
+    Args:
+        lengths: real tokens of each row; all ``sequence`` when None. The rest is padding: the
+            mask is 0 there and the token is the pad id.
+        tokens: ids of each row instead of random ones; their number is the row's length.
+    """
+    rng = np.random.default_rng(seed)
+    found = sizes(spec, batch, sequence, dims or {})
+    if tokens is not None:
+        lengths = [len(row) for row in tokens]
+    return {
+        t.name: _tensor(t, spec.shape(t, found), rng, lengths, tokens) for t in spec.inputs
+    }
+
+
+def _tensor(
+    tensor: TensorSpec,
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    lengths: Sequence[int] | None,
+    tokens: Sequence[Sequence[int]] | None,
+) -> NDArray[Any]:
+    dtype = _numpy(tensor.dtype)
+    keep = np.ones(shape, bool)
+    if lengths is not None and len(shape) == 2:
+        keep = np.arange(shape[1]) < np.asarray(lengths)[:, None]
+    if tensor.role == "tokens":
+        return _tokens(tensor, shape, rng, keep, tokens).astype(dtype)
+    if tensor.role == "mask":
+        return keep.astype(dtype)
+    if tensor.role == "positions" and len(shape) == 2:
+        return np.broadcast_to(np.arange(shape[1]) % (tensor.high or 1 << 30), shape).astype(dtype)
+    if tensor.role == "flags":
+        return rng.integers(0, 2, shape).astype(dtype)
+    if np.issubdtype(dtype, np.integer) or tensor.high is not None:
+        return rng.integers(0, tensor.high or 2, shape).astype(dtype)
+    if dtype == np.bool_:
+        return rng.integers(0, 2, shape).astype(dtype)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def _tokens(
+    tensor: TensorSpec,
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    keep: NDArray[np.bool_],
+    tokens: Sequence[Sequence[int]] | None,
+) -> NDArray[np.int64]:
+    high = tensor.high or 1000
+    pad = tensor.pad if tensor.pad is not None else 0
+    ids = rng.integers(0, high, shape, dtype=np.int64)
+    if tokens is not None and len(shape) == 2:
+        for row, given in zip(ids, tokens, strict=True):
+            row[: len(given)] = given
+    elif high > 1:
+        ids = np.where(ids == pad, (pad + 1) % high, ids)
+    return np.where(keep, ids, pad)
+
+
+def _numpy(name: str) -> np.dtype[Any]:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return cast("np.dtype[Any]", np.dtype(ml_dtypes.bfloat16))
+    return np.dtype(name)

@@ -1,0 +1,172 @@
+"""The report of a run as frozen records; :mod:`.summary` computes it, :mod:`.views` shows it.
+
+A :class:`RunReport` holds the raw samples too; everything else in it is computed from them.
+"""
+
+from __future__ import annotations
+
+# What the records name must exist at run time: pydantic reads their annotations.
+# ruff: noqa: TC001, TC003
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from ...errors import IncompleteError, UsageError
+from . import statistics as st
+from .ceilings import Ceilings, Share
+from .environment import Environment
+from .records import Cell, CellResult, ColdStart, Status
+
+REPORT = "benchmark.json"
+Objective = Literal["lowest p50", "highest throughput", "smallest", "p95 within limit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Resident bytes: the largest over the processes; on a GPU the process's there as well."""
+
+    peak: int
+    weights: int
+    activations: int
+    gpu: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One configuration, over all its processes.
+
+    Attributes:
+        cell: the configuration (round 0).
+        runtime: what ran it, as the session says.
+        p50: seconds per call; with a corpus, per sentence: the time of the batch it was in.
+        tails: p90, p95 and p99 of the pooled samples.
+        throughput: rows (sentences) per second.
+        tokens: real tokens per second.
+        pace: seconds per row; what cells are compared by with a corpus.
+        with_text: sentences per second, tokenisation included; None without a text.
+        comparison: with the reference subject at the same shape, device and threads.
+        pareto: on the front of p50, throughput and peak memory within its workload.
+        detail: why there are no numbers.
+    """
+
+    cell: Cell
+    status: Status
+    verdict: st.Verdict
+    processes: int
+    runtime: str = ""
+    parity: str = ""
+    p50: st.Interval | None = None
+    iqr: float | None = None
+    tails: tuple[st.Percentile, ...] = ()
+    outliers: st.Outliers | None = None
+    throughput: st.Interval | None = None
+    tokens: float | None = None
+    pace: st.Interval | None = None
+    padding: float | None = None
+    with_text: float | None = None
+    device_p50: float | None = None
+    transfer_p50: float | None = None
+    memory: Footprint | None = None
+    cold: ColdStart | None = None
+    share: Share | None = None
+    comparison: st.Comparison | None = None
+    pareto: bool = False
+    detail: str = ""
+
+    @property
+    def workload(self) -> str:
+        """Rows of one workload may be weighed against each other."""
+        return "corpus" if self.cell.batching else f"sequence {self.cell.sequence}"
+
+    @property
+    def label(self) -> str:
+        cell = self.cell
+        name = self.runtime or cell.runtime or "auto"
+        threads = f" × {cell.threads}" if cell.device == "cpu" else ""
+        return f"{cell.subject} · {name} · {cell.device}{threads} · {cell.work()}"
+
+    def percentile(self, q: float) -> st.Percentile | None:
+        return next((p for p in self.tails if p.q == q), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The row that serves an objective best, and how sure that is.
+
+    Attributes:
+        margin: relative half-width of the figure it was chosen by.
+        ties: labels of rows that the data cannot tell from it.
+        row: label of the row; "" where none qualifies, and ``note`` says why.
+    """
+
+    workload: str
+    objective: Objective
+    row: str
+    value: float | None = None
+    unit: str = ""
+    margin: float | None = None
+    ties: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """Everything a run found.
+
+    Attributes:
+        reference: the subject that comparisons are made with.
+        floors: noise floor by ``device/threads``, from A/A pairs; absent where none was run.
+        results: raw, one per process.
+        tokenise_seconds: of the whole corpus, one figure per repetition.
+    """
+
+    environment: Environment
+    reference: str
+    rounds: int
+    rows: tuple[Row, ...]
+    recommendations: tuple[Recommendation, ...]
+    floors: Mapping[str, float]
+    ceilings: tuple[Ceilings, ...]
+    results: tuple[CellResult, ...]
+    corpus: str = ""
+    tokenise_seconds: tuple[float, ...] = ()
+    p95_limit: float | None = None
+    schema: Literal[1] = 1
+
+    @property
+    def failed(self) -> tuple[CellResult, ...]:
+        return tuple(r for r in self.results if r.status == "failed")
+
+    def require_complete(self) -> None:
+        """Raise for the exit code when cells failed; absent backends are no failure.
+
+        Raises:
+            IncompleteError: names the cells and their causes.
+        """
+        if not self.failed:
+            return
+        causes = sorted({f"{r.cell.label()}: {r.cause}" for r in self.failed})
+        more = f" and {len(causes) - 5} more" if len(causes) > 5 else ""
+        raise IncompleteError(
+            f"{len(self.failed)} of {len(self.results)} measurements failed: "
+            + "; ".join(causes[:5]) + more,
+            hint="run the same command again: it measures only what is missing")
+
+
+def load_report(path: Path) -> RunReport:
+    """A report from its file or its run directory.
+
+    Raises:
+        UsageError: there is none, or it is not one.
+    """
+    file = path / REPORT if path.is_dir() else path
+    try:
+        return TypeAdapter(RunReport).validate_json(file.read_bytes())
+    except OSError as e:
+        raise UsageError(f"there is no benchmark at {path}", hint="modelport bench") from e
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise UsageError(f"{file} is not a benchmark: {first['loc']}: {first['msg']}") from e

@@ -1,0 +1,209 @@
+"""A report for people: the terminal and Markdown. The page is in :mod:`.page`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from . import statistics as st
+    from .against import RunComparison
+    from .report import Recommendation, Row, RunReport
+
+SHAPES = ("artifact", "runtime", "device", "batch", "p50", "p95", "p99", "rows/s", "against",
+          "peak memory", "of GEMM", "verdict", "parity")
+PASSES = ("artifact", "runtime", "device", "batching", "per sentence", "sentences/s", "with text",
+          "tokens/s", "padding", "against", "peak memory", "verdict", "parity")
+COLD = ("artifact", "runtime", "device", "work", "open", "first call", "second call", "warm")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of text cells, before any markup."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def tables(report: RunReport) -> tuple[Table, ...]:
+    """Everything a report shows as tables, in reading order: the answer first."""
+    found = [Table("Recommendations", ("workload", "objective", "use", "figure", "not told apart",
+                                       "note"),
+                   tuple(map(_advice, report.recommendations)))]
+    for workload in dict.fromkeys(r.workload for r in report.rows):
+        rows = [r for r in report.rows if r.workload == workload]
+        corpus = rows[0].cell.batching is not None
+        columns = PASSES if corpus else SHAPES
+        make = _pass if corpus else _shape
+        title = f"{workload}: against {report.reference}"
+        found.append(Table(title, columns, tuple(make(r) for r in rows)))
+    cold = tuple(c for r in report.rows if (c := _cold(r)))
+    return (*found, Table("Cold start (a fresh process)", COLD, cold))
+
+
+def footnotes(report: RunReport) -> tuple[str, ...]:
+    """What a reader must know to trust the figures."""
+    lines = [*report.environment.lines()]
+    for top in report.ceilings:
+        rates = ", ".join(f"{k} {v / 1e9:.0f} G/s" for k, v in top.gemm.items())
+        lines.append(f"ceiling on {top.device}, {top.threads} threads: GEMM {rates}; "
+                     f"memory {top.bandwidth / 1e9:.1f} GB/s")
+    for place, floor in report.floors.items():
+        lines.append(f"noise floor on {place.replace('/', ', ')} threads: {floor:.1%} "
+                     "(same artifact measured twice)")
+    lines.append(f"p50: geometric mean of the medians of {report.rounds} processes; ± is the 95 % "
+                 "interval over processes; percentiles are of the pooled samples")
+    lines.append("* on the front of latency, throughput and memory")
+    if report.failed:
+        lines.append(f"{len(report.failed)} of {len(report.results)} measurements failed")
+    return tuple(lines)
+
+
+def print_report(report: RunReport, console: Console) -> None:
+    """Print all tables and notes on a rich console."""
+    for table in tables(report):
+        _print(table, console)
+    for line in footnotes(report):
+        console.print(line, style="dim", markup=False, highlight=False)
+
+
+def print_comparison(comparison: RunComparison, console: Console) -> None:
+    """Print what changed between two runs."""
+    _print(comparison_table(comparison), console)
+    if not comparison.same_machine:
+        console.print("the two runs were made in different environments", style="yellow")
+
+
+def comparison_table(comparison: RunComparison) -> Table:
+    """New against old, slowest first."""
+    ordered = sorted(comparison.changes, reverse=True,
+                     key=lambda c: c.comparison.ratio.value if c.comparison.ratio else 0.0)
+    return Table(
+        "new against old", ("work", "time", "claim", "why"),
+        tuple((c.label, _ratio(c.comparison),
+               c.comparison.word + (f", beyond {comparison.limit:.0%}" if c.past_limit else ""),
+               c.comparison.reason) for c in ordered))
+
+
+def markdown(report: RunReport) -> str:
+    """The report as Markdown."""
+    parts = ["# Benchmark"]
+    for table in tables(report):
+        parts += [f"## {_escape(table.title)}", _markdown_table(table)]
+    parts += ["## Notes", "\n".join(f"- {_escape(line)}" for line in footnotes(report))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.columns, tuple("---" for _ in table.columns), *table.rows]
+    return "\n".join("| " + " | ".join(map(_escape, line)) + " |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _print(table: Table, console: Console) -> None:
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(title=table.title, title_justify="left")
+    for name in table.columns:
+        shown.add_column(name, overflow="fold")
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    console.print(shown)
+
+
+def _advice(advice: Recommendation) -> tuple[str, ...]:
+    figure = "" if advice.value is None else quantity(advice.value, advice.unit)
+    if advice.margin is not None:
+        figure += f" ± {advice.margin:.1%}"
+    return (advice.workload, advice.objective, advice.row or "none", figure,
+            "; ".join(advice.ties), advice.note)
+
+
+def _name(row: Row) -> tuple[str, str, str]:
+    threads = f" × {row.cell.threads}" if row.cell.device == "cpu" else ""
+    return (row.cell.subject, row.runtime or row.cell.runtime or "auto",
+            row.cell.device + threads)
+
+
+def _shape(row: Row) -> tuple[str, ...]:
+    size = str(row.cell.batch)
+    if row.p50 is None:
+        return (*_name(row), size, f"{row.status}: {row.detail}"[:120], *[""] * 8)
+    tails = [_tail(row, q) for q in (0.95, 0.99)]
+    return (
+        *_name(row), size + (" *" if row.pareto else ""), _interval(row.p50, "s"), *tails,
+        _interval(row.throughput, ""), _ratio(row.comparison), _memory(row),
+        f"{row.share.of_gemm:.0%}" if row.share and row.share.of_gemm is not None else "",
+        _verdict(row), row.parity or "not checked")
+
+
+def _pass(row: Row) -> tuple[str, ...]:
+    work = row.cell.work()
+    if row.pace is None:
+        return (*_name(row), work, f"{row.status}: {row.detail}"[:120], *[""] * 8)
+    return (
+        *_name(row), work + (" *" if row.pareto else ""), _interval(row.pace, "s"),
+        _interval(row.throughput, ""),
+        "" if row.with_text is None else f"{row.with_text:.4g}",
+        f"{row.tokens:.4g}" if row.tokens is not None else "",
+        f"{row.padding:.1%}" if row.padding is not None else "", _ratio(row.comparison),
+        _memory(row), _verdict(row), row.parity or "not checked")
+
+
+def _cold(row: Row) -> tuple[str, ...] | None:
+    if row.cold is None or row.p50 is None:
+        return None
+    cold = row.cold
+    return (*_name(row), row.cell.work(), quantity(cold.imports + cold.open, "s"),
+            quantity(cold.first, "s"), quantity(cold.second, "s"), quantity(row.p50.value, "s"))
+
+
+def _tail(row: Row, q: float) -> str:
+    found = row.percentile(q)
+    if found is None or found.interval is None:
+        return str(found or "")
+    return quantity(found.interval.value, "s")
+
+
+def _interval(interval: st.Interval | None, unit: str) -> str:
+    if interval is None:
+        return ""
+    return f"{quantity(interval.value, unit)} ± {interval.margin:.1%}"
+
+
+def _ratio(comparison: st.Comparison | None) -> str:
+    """How much faster or slower, as a time ratio with its interval."""
+    if comparison is None or comparison.ratio is None:
+        return comparison.word if comparison else ""
+    found = comparison.ratio
+    return f"{comparison.word}: ×{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def _memory(row: Row) -> str:
+    if row.memory is None:
+        return ""
+    host = quantity(row.memory.peak, "bytes")
+    return f"{host}, GPU {quantity(row.memory.gpu, 'bytes')}" if row.memory.gpu else host
+
+
+def _verdict(row: Row) -> str:
+    return row.verdict.word + (f": {'; '.join(row.verdict.reasons)}" if row.verdict.reasons else "")
+
+
+def quantity(value: float, unit: str) -> str:
+    """A figure with a unit that fits its size: s, bytes, or rows/s."""
+    if unit == "s":
+        for scale, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+            if value >= scale:
+                return f"{value / scale:.4g} {name}"
+        return f"{value * 1e9:.4g} ns"
+    if unit == "bytes":
+        return f"{value / 2**20:.0f} MiB"
+    return f"{value:.4g} {unit}".rstrip()

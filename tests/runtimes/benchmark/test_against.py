@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+from benchmark_fakes import request, subject
+from modelport.runtimes.benchmark.against import compare_runs
+from modelport.runtimes.benchmark.summary import summarise
+from modelport.runtimes.benchmark.views import comparison_table
+from test_summary import outcome, typical
+
+
+def run(tmp_path, seconds, **changes):
+    asked = request(tmp_path, *map(subject, seconds), rounds=5, aa=True, **changes)
+    return summarise(asked, outcome(asked, typical(seconds)))
+
+
+@pytest.mark.parametrize(("factor", "word", "past"), [
+    (1.0, "no difference shown", False), (1.03, "slower", False), (1.10, "slower", True),
+    (0.9, "faster", False)])
+def test_a_regression_needs_the_interval_behind_it(tmp_path, factor, word, past):
+    found = compare_runs(run(tmp_path, {"base": factor}), run(tmp_path, {"base": 1.0}))
+    (change,) = found.changes
+    if factor == 1.0:
+        assert change.comparison.ratio.value == pytest.approx(1.0)
+    assert change.comparison.word == word
+    assert change.past_limit is past
+    assert bool(found.past_limit) is past
+    assert bool(found.regressions) is (word == "slower")
+    assert found.same_machine
+
+
+def test_the_limit_must_lie_outside_the_interval(tmp_path):
+    new, old = run(tmp_path, {"base": 1.052}), run(tmp_path, {"base": 1.0})
+    (change,) = compare_runs(new, old, max_regression=0.05).changes
+    assert change.comparison.ratio.value > 1.05
+    assert change.comparison.ratio.low < 1.05
+    assert not change.past_limit
+
+
+def test_rows_without_a_counterpart_are_listed(tmp_path):
+    new = run(tmp_path, {"base": 1.0, "new": 1.0})
+    old = run(tmp_path, {"base": 1.0, "old": 1.0})
+    found = compare_runs(new, old)
+    assert [c.label.split()[0] for c in found.changes] == ["base"]
+    assert found.only_new[0].startswith("new")
+    assert found.only_old[0].startswith("old")
+    assert "base" in comparison_table(found).rows[0][0]

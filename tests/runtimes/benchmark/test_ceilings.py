@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from modelport.runtimes.benchmark import ceilings
+from modelport.runtimes.benchmark.ceilings import Ceilings, Work, count_flops, share
+
+torch = pytest.importorskip("torch")
+
+
+def test_a_share_is_of_the_ceiling_of_the_same_dtype():
+    top = Ceilings("cpu", 1, {"float32": 1e12}, 1e10)
+    found = share(Work(5e11, 1e9), 1.0, "float32", top)
+    assert (found.of_gemm, found.of_bandwidth) == (0.5, 0.1)
+    assert share(Work(5e11), 1.0, "int8", top).of_gemm is None
+    assert share(Work(5e11), 0.5, "float32", None).flops_per_second == 1e12
+
+
+def test_operations_of_a_linear_layer_are_counted_without_computing():
+    layer = torch.nn.Linear(64, 32)
+    before = layer.weight.clone()
+    assert count_flops(layer, (torch.zeros(8, 64),)) == 2 * 8 * 64 * 32
+    assert layer.weight.device.type == "cpu"
+    assert torch.equal(layer.weight, before)
+
+
+def test_attention_grows_with_the_square_of_the_sequence():
+    class Attention(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+    one, two = (count_flops(Attention(), (torch.zeros(1, 4, n, 16),)) for n in (32, 64))
+    assert one == 2 * 2 * 4 * 32 * 32 * 16
+    assert two == 4 * one
+
+
+def test_measured_ceilings_are_plausible_and_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(ceilings, "SIZES", (128,))
+    monkeypatch.setattr(ceilings, "STREAM_BYTES", 8 << 20)
+    threads = torch.get_num_threads()
+    try:
+        assert ceilings.main(["1", "cpu", str(tmp_path / "c.json")]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["gemm"]["float32"] > 1e8
+    assert found["bandwidth"] > 1e8
+    assert set(found["gemm"]) | set(found["absent"]) == {"float32", "bfloat16", "int8"}
