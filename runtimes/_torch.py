@@ -1,0 +1,176 @@
+"""What every runtime on torch shares: arrays in, arrays out, on one device."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BackendUnavailable, UsageError
+from ..session import Placement, Session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+
+    from ..spec import ModelSpec
+
+
+def unavailable(device: str) -> str | None:
+    """Why torch cannot run on a device here; None when it can."""
+    try:
+        import torch
+    except ImportError:
+        return "torch is not installed: pip install torch"
+    if device not in ("cpu", "cuda"):
+        return f"there is no device {device!r} for torch here; there are cpu, cuda"
+    if device == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA device here"
+    return None
+
+
+class TensorSession(Session):
+    """Runs under ``torch.inference_mode`` with TF32 off; a subclass says what is called.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        threads: 0 leaves torch's number.
+    """
+
+    def __init__(self, spec: ModelSpec, device: str, threads: int = 0) -> None:
+        import torch
+
+        super().__init__(spec)
+        if threads:
+            torch.set_num_threads(threads)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        self._device = device
+
+    @abstractmethod
+    def _call(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run once on tensors in the order of the spec's inputs."""
+
+    def placement(self) -> Placement:
+        return Placement(self._device, ("torch",))
+
+    def synchronize(self) -> None:
+        if self._device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+    def _tensors(self, feeds: Mapping[str, np.ndarray]) -> list[torch.Tensor]:
+        return [to_tensor(feeds[name]).to(self._device) for name in self.spec.input_names]
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        import torch
+
+        with torch.inference_mode():
+            outputs = self._call(self._tensors(feeds))
+            return {
+                name: to_numpy(value)
+                for name, value in zip(self.spec.output_names, outputs, strict=True)
+            }
+
+    def _bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], None]:
+        import torch
+
+        tensors = self._tensors(feeds)
+
+        def launch() -> None:
+            with torch.inference_mode():
+                self._call(tensors)
+
+        return launch
+
+
+def to_tensor(value: np.ndarray) -> torch.Tensor:
+    """A row-major tensor; it shares the array's memory where that is row-major and writable."""
+    import numpy as np
+    import torch
+
+    value = np.require(value, requirements=["C", "W"])
+    if value.dtype.name == "bfloat16":
+        return torch.from_numpy(value.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(value)
+
+
+def to_numpy(value: torch.Tensor) -> np.ndarray:
+    """An array of a tensor on any device, bfloat16 included."""
+    import torch
+
+    value = value.cpu()
+    if value.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return value.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return value.numpy()
+
+
+def no_compiler(device: str) -> str | None:
+    """Why torch's inductor cannot generate code for a device here; None when it can."""
+    if device == "cuda":
+        return None
+    import os
+    import shutil
+
+    candidates = (os.environ.get("CXX"), "g++", "clang++")
+    if any(name and shutil.which(name) for name in candidates):
+        return None
+    return "there is no C++ compiler here: install g++, or name one in CXX"
+
+
+def archive_record(path: Path, name: str) -> dict[str, Any]:
+    """The JSON record that an exporter put into a torch archive, read without running anything.
+
+    Args:
+        path: a zip file, as torch writes them.
+        name: how the record's path inside it ends.
+
+    Raises:
+        UsageError: not such an archive, or the record is absent or damaged.
+    """
+    import json
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = next(entry for entry in archive.namelist() if entry.endswith(name))
+            found = json.loads(archive.read(member))
+    except (OSError, ValueError, StopIteration, zipfile.BadZipFile) as error:
+        raise UsageError(
+            f"{path.name} is no archive of this program: it holds no readable {name}",
+            hint="export it again",
+        ) from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{name} in {path.name} is no record", hint="export it again")
+    return found
+
+
+def require_fit(record: Mapping[str, Any], device: str, format: str) -> None:  # noqa: A002
+    """Refuse an archive that was made for another device or by a newer torch.
+
+    Raises:
+        UsageError: made for another device.
+        BackendUnavailable: torch here is older than the one that made it.
+    """
+    import torch
+    from packaging.version import Version
+
+    made_for, made_by = str(record.get("device")), str(record.get("torch"))
+    if made_for != device:
+        raise UsageError(
+            f"this archive was made for {made_for} and cannot run on {device}",
+            allowed=f"--device {made_for}",
+            hint=f"modelport export {format} --device {device}",
+        )
+    if Version(torch.__version__).release < Version(made_by).release:
+        raise BackendUnavailable(
+            f"torch here is {torch.__version__}, older than the {made_by} that made this archive",
+            allowed=f"torch {Version(made_by).base_version} or later",
+            hint=f'pip install "torch>={Version(made_by).base_version}", or export again with this '
+            "one",
+        )
