@@ -14,8 +14,10 @@ _PUBLIC: dict[str, str] = {
     "TensorSpec": ".spec",
     "Dim": ".spec",
     "Session": ".session",
+    "ModelRequest": ".pipeline",
+    "Limits": ".pipeline",
     "export": ".pipeline",
-    "open_session": ".pipeline",
+    "open_artifact": ".pipeline",
     "validate_artifact": ".pipeline",
 }
 
