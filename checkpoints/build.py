@@ -54,11 +54,12 @@ def from_pickle(root: Path) -> Path:
 
 
 def converted(
-    root: Path, digest: str, class_name: str, init: Mapping[str, Any]
+    root: Path, digest: str, class_name: str, dtype: str, init: Mapping[str, Any]
 ) -> Path:
     """A directory with the weights under the names of the module transformers builds from them."""
-    material = [digest, class_name, dict(init), version("transformers")]
-    arguments = {"root": str(root.absolute()), "class_name": class_name, "init": dict(init)}
+    material = [digest, class_name, dtype, dict(init), version("transformers")]
+    arguments = {"root": str(root.absolute()), "class_name": class_name, "dtype": dtype,
+                 "init": dict(init)}
     return _made("converted", material, "convert", arguments)
 
 

@@ -26,6 +26,7 @@ class Facts:
         vocabulary: number of token ids; pad: the padding id, None where there is none.
         segments: number of token types, 0 where the model has one at most.
         length_hint: most positions by the config and the tokenizer; still to be probed.
+        target_hint: most positions of a decoder beside an encoder.
         box_positions: exclusive bound of layout coordinates; 0 without layout.
         channels, image_size: of images.
         sampling_rate: samples a second; min_samples: shortest waveform that gives one frame.
@@ -41,6 +42,7 @@ class Facts:
     pad: int | None
     segments: int
     length_hint: int
+    target_hint: int
     box_positions: int
     channels: int
     image_size: tuple[int, int]
@@ -72,6 +74,7 @@ class Facts:
             pad=pad if isinstance(pad, int) and 0 <= pad < vocabulary else None,
             segments=_segments(text, tokenizer),
             length_hint=_length(text, tokenizer),
+            target_hint=_number(config, "max_target_positions") or _length(text, tokenizer),
             box_positions=_number(config, "max_2d_position_embeddings"),
             channels=_number(config, "num_channels") or 3,
             image_size=_image_size(config, processor),

@@ -37,7 +37,12 @@ def is_id(model: str) -> bool:
 
 
 def fetch(
-    model: str, revision: str | None, *, with_weights: bool, with_pickle: bool
+    model: str,
+    revision: str | None,
+    *,
+    with_weights: bool,
+    with_pickle: bool = False,
+    with_code: bool = False,
 ) -> Snapshot:
     """Download config, tokenizer and weights of one commit, or take them from the cache.
 
@@ -60,7 +65,7 @@ def fetch(
     try:
         info = HfApi().model_info(model, revision=revision, timeout=_TIMEOUT_S)
         names = [s.rfilename for s in info.siblings or ()]
-        patterns = _patterns(names, with_weights, with_pickle)
+        patterns = _patterns(names, with_weights, with_pickle) + ["*.py"] * with_code
         # By the name that was given, so that the cache knows it without the hub, too.
         root = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
         return Snapshot(root, root.name, any(_is_pickle(n) for n in names))

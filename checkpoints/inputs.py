@@ -177,7 +177,7 @@ def _ranges(
             longest = probe.longest(model, inputs, facts.length_hint)
             found[name] = Dim(1, min(128, longest), longest)
         else:
-            longest = facts.length_hint
+            longest = facts.target_hint if name == "target" else facts.length_hint
             found[name] = Dim(1, min(128, longest), longest)
     return found
 

@@ -67,9 +67,14 @@ def load(
             found = _weightless(checkpoint, target, tensors, attention)
         except weightless.NeedsConversion:
             root = build.converted(checkpoint.root, checkpoint.source.digest, target.class_name,
-                                   dict(target.init))
+                                   _stored_dtype(tensors), dict(target.init))
             tensors = read_tensors(weight_files(root))
-            found = _weightless(checkpoint, target, tensors, attention)
+            try:
+                found = _weightless(checkpoint, target, tensors, attention)
+            except weightless.NeedsConversion as error:
+                raise CheckpointError(
+                    f"{error} of {target.class_name} can't be traced to stored tensors",
+                    hint="another --task, or a checkpoint saved by transformers 5") from error
         model = weightless.with_placeholders(found, dtype)
     return _loaded(checkpoint, target, model, found.weights, dtype, dims)
 
@@ -130,6 +135,12 @@ def _target(checkpoint: Checkpoint) -> _Target:
             raise UsageError(f"the installed transformers has no {name}",
                              hint="a transformers version that has it")
     return _Target(checkpoint.root, cls, config, {})
+
+
+def _stored_dtype(tensors: Mapping[str, TensorRef]) -> str:
+    """The one floating-point type of the stored weights; float32, which holds all, for several."""
+    floating = {r.dtype for r in tensors.values()} & {"float32", "float16", "bfloat16"}
+    return floating.pop() if len(floating) == 1 else "float32"
 
 
 def _weightless(

@@ -115,7 +115,8 @@ class LoadedModel:
         checkpoint: where it came from.
         weights: for each name in ``module.state_dict()`` that is stored, where its bytes lie.
             Names of tied parameters map to the same reference. Shapes equal the module's; dtypes
-            are the checkpoint's and may differ from the module's.
+            are the checkpoint's and may differ from the module's. Empty for a reference, which
+            holds its weights.
         samples: example feeds with every dynamic dimension at least 2 and all sizes different,
             and padding in the mask.
         sidecars: files to carry along with the artifact (config, tokenizer).

@@ -83,10 +83,11 @@ def resolve(
         tasks.check(task)
     if weights not in ("pretrained", "random"):
         raise UsageError(f"there are no {weights!r} weights", allowed="pretrained, random")
-    place = _locate(model, revision, weights, allow_pickle)
+    pinned = bool(revision and _COMMIT.fullmatch(revision))
+    place = _locate(model, revision, weights, allow_pickle, trust_remote_code and pinned)
     root = place.root
     config = read_config(root)
-    remote_code = _check_remote_code(model, root, config, revision, trust_remote_code)
+    remote_code = _check_remote_code(model, root, config, pinned, trust_remote_code)
     chosen = tasks.check(task or tasks.detect(config))
     origin = Source(model=model, task=chosen, weights=weights, digest="", revision=place.commit,
                     remote_code=remote_code)
@@ -101,7 +102,7 @@ def resolve(
 
 
 def _locate(
-    model: str, revision: str | None, weights: str, allow_pickle: bool
+    model: str, revision: str | None, weights: str, allow_pickle: bool, with_code: bool
 ) -> hub.Snapshot:
     if model == DEMO:
         return hub.Snapshot(_demo())
@@ -120,7 +121,7 @@ def _locate(
                          allowed=f"a directory, an id such as camembert-base, or {DEMO}",
                          hint="check the path")
     return hub.fetch(model, revision, with_weights=weights == "pretrained",
-                     with_pickle=allow_pickle)
+                     with_pickle=allow_pickle, with_code=with_code)
 
 
 def _demo() -> Path:
@@ -144,7 +145,7 @@ def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _check_remote_code(
-    model: str, root: Path, config: Mapping[str, Any], revision: str | None, trusted: bool
+    model: str, root: Path, config: Mapping[str, Any], pinned: bool, trusted: bool
 ) -> bool:
     if not config.get("auto_map"):
         return False
@@ -154,7 +155,7 @@ def _check_remote_code(
             allowed="checkpoints of architectures that transformers has",
             hint="read that code, then --trust-remote-code with --revision <40-hex commit>")
     local = Path(model).expanduser().is_dir()
-    if not local and not (revision and _COMMIT.fullmatch(revision)):
+    if not local and not pinned:
         raise RemoteCodeRefused(
             f"{model} would run whatever Python its repository holds at the time",
             allowed="--trust-remote-code together with a pinned 40-hex commit",

@@ -122,7 +122,9 @@ def class_name(model_type: str, task: str, architectures: tuple[str, ...] = ()) 
     """
     from transformers.models.auto import modeling_auto
 
-    if architectures and architectures[0].endswith(TASKS[task].suffix):
+    suffix = TASKS[task].suffix  # GPT2LMHeadModel ends in Model, too
+    if architectures and architectures[0].endswith(suffix) and (
+            detect({"architectures": architectures}) == task):
         return architectures[0]
     names = getattr(modeling_auto, TASKS[task].mapping).get(model_type)
     if not names:

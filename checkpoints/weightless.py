@@ -87,7 +87,11 @@ def build(
         if name in skip or not isinstance(tensor, torch.Tensor):
             continue
         if tensor.numel():
-            weights[name] = _untagged(name, tensor, refs)
+            own = tensors.get(name)
+            if not tensor.is_floating_point() and own and own.shape == tuple(tensor.shape):
+                weights[name] = own  # a tag does not survive in a bool
+            else:
+                weights[name] = _untagged(name, tensor, refs)
     return Found(model, weights, tuple(sorted(info["missing_keys"])),
                  tuple(info["mismatched_keys"]))
 

@@ -48,13 +48,13 @@ def draw_random(root: str, out: str, class_name: str, seed: int) -> None:
     model.save_pretrained(out, max_shard_size="2GB")
 
 
-def convert(root: str, out: str, class_name: str, init: Mapping[str, Any]) -> None:
+def convert(root: str, out: str, class_name: str, dtype: str, init: Mapping[str, Any]) -> None:
     """Load through transformers and save each tensor under the module's own name for it."""
     import torch
     import transformers
 
     model = getattr(transformers, class_name).from_pretrained(
-        root, dtype=torch.float32, local_files_only=True, use_safetensors=True, **init)
+        root, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, **init)
     _save(model.state_dict(), Path(out))
 
 

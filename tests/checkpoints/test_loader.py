@@ -120,6 +120,11 @@ def test_a_base_model_from_a_checkpoint_with_a_head(tiny):
             == checkpoint.tensors["bert.embeddings.word_embeddings.weight"])
 
 
+def test_a_base_model_from_a_checkpoint_for_generation(tiny):
+    checkpoint = resolve(str(tiny("gpt2", "text-generation")), task="feature-extraction")
+    assert load(checkpoint).spec.output_names == ("last_hidden_state",)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_stored_in_half_precision_loaded_in_single(tiny, dtype):
     checkpoint = resolve(str(tiny("bert", dtype=dtype)))
