@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 from modelport import __version__, exporters
 from modelport.console import Output
-from modelport.errors import ModelportError
+from modelport.errors import ModelportError, ParityError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

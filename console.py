@@ -104,7 +104,7 @@ def artifact_view(artifact: Artifact) -> RenderableType:
     def row(label: str, text: str) -> None:
         table.add_row(label, Text(text))  # as Text: a path or a shape is never markup
 
-    weights = m.source.weights
+    weights: str = m.source.weights
     if weights == "random":
         weights = f"RANDOM (seed {m.source.seed}): not the published model"
     revision = f" @ {m.source.revision}" if m.source.revision else ""

@@ -37,7 +37,7 @@ def by_trace(model: LoadedModel, opset: int) -> ir.Model:
     import torch
     from onnx import version_converter
 
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # taken by the trace route, though its annotation names paths only
     with _quiet(), _without_parameter_values(), _skipped_products(), torch.no_grad():
         torch.onnx.export(
             model.module,
@@ -156,7 +156,8 @@ def _skipped_products() -> Iterator[None]:
     ) -> torch.Tensor:
         return product(x, w)
 
-    library = torch.library.Library("aten", "IMPL")
+    new_library: Any = torch.library.Library
+    library = new_library("aten", "IMPL")
     try:
         library.impl("mm", product, "CPU")
         library.impl("addmm", product_plus, "CPU")
