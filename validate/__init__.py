@@ -15,13 +15,15 @@ from .html import to_html
 from .inputs import Case, draw, file_cases, given_case, text_cases
 from .judge import Settings, judge, measure_effects
 from .junit import to_junit
-from .matrix import LeftOut, Plan, plan
+from .matrix import MAX_MEMORY, PADDINGS, LeftOut, Plan, admits, plan
 from .report import CaseRecord, ParityReport, Result, from_json
 from .rule import Rule, Verdict
 from .suppliers import ReferenceCache, SessionSource
 from .terminal import markdown, table
 
 __all__ = [
+    "MAX_MEMORY",
+    "PADDINGS",
     "Case",
     "CaseRecord",
     "Culprit",
@@ -40,6 +42,7 @@ __all__ = [
     "Settings",
     "Tap",
     "Verdict",
+    "admits",
     "draw",
     "file_cases",
     "find_first",

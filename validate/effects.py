@@ -60,11 +60,13 @@ class Effect:
         rows: distributions or vectors looked at.
         sqnr_db: 10 log10(sum t^2 / sum (c - t)^2); None where the two are equal.
         kl_mean, kl_p99, kl_max: KL(softmax(t) || softmax(c)) per row, in nats.
-        agreement: 1 - flips / rows. A flip is another top class where the truth's margin between
-            its first and second exceeds twice that row's root mean square error; closer calls
-            are ties that any rounding decides.
-        flips, agreement_low: their number; lower end of the 95 % Wilson interval (Wilson, JASA 22,
-            1927).
+        decided: rows where the truth's margin between its first and second class exceeds twice
+            that row's root mean square error; closer calls are ties that rounding decides. They
+            excuse nothing: a row that is no flip because its error is large is no agreement
+            either, so that noise leaves nothing to agree on.
+        flips: decided rows with another top class.
+        agreement, agreement_low: 1 - flips / decided, and the lower end of its 95 % Wilson
+            interval (Wilson, JASA 22, 1927).
         cosine_mean, cosine_min: of each vector with its truth.
         rank_correlation: Spearman's, over the similarities of all pairs of sentences.
         broken: each limit of the budget that is not met, with the number found.
@@ -80,6 +82,7 @@ class Effect:
     agreement: float | None = None
     agreement_low: float | None = None
     flips: int | None = None
+    decided: int | None = None
     cosine_mean: float | None = None
     cosine_min: float | None = None
     rank_correlation: float | None = None
@@ -118,7 +121,7 @@ class _Tally:
         self.name = tensor.name
         self.kind: Literal["logits", "embedding"] = (
             "logits" if tensor.name.split("_")[-1] == "logits" else "embedding")
-        self.rows = self.flips = 0
+        self.rows = self.flips = self.decided = 0
         self._batched = bool(tensor.shape) and tensor.shape[0] == "batch"
         self._signal = self._noise = 0.0
         self._divergences: list[np.ndarray] = []
@@ -156,6 +159,7 @@ class _Tally:
         clear = (counted > 1) & (top[:, -1] - top[:, -2] > 2 * error)
         # A NaN error is no tie: argmax of a row with NaN is a place where it stands.
         clear |= ~np.isfinite(error)
+        self.decided += int(np.count_nonzero(clear))
         self.flips += int(np.count_nonzero(clear & (c.argmax(axis=-1) != t.argmax(axis=-1))))
         self._divergences.append(_divergence(t, c))
 
@@ -178,8 +182,8 @@ class _Tally:
                 "kl_mean": _number(divergence.mean()),
                 "kl_p99": _number(np.percentile(divergence, 99)),
                 "kl_max": _number(divergence.max()),
-                "agreement": 1 - self.flips / self.rows,
-                "agreement_low": wilson_low(self.rows - self.flips, self.rows),
+                "agreement": 1 - self.flips / self.decided if self.decided else None,
+                "agreement_low": wilson_low(self.decided - self.flips, self.decided),
             }
         else:
             cosine = np.concatenate(self._cosines)
@@ -187,6 +191,7 @@ class _Tally:
                         "rank_correlation": _ranking(self._vectors)}
         return Effect(self.name, self.kind, self.rows, **numbers,
                       flips=self.flips if self.kind == "logits" else None,
+                      decided=self.decided if self.kind == "logits" else None,
                       broken=tuple(_broken(numbers, budget, exact=self._noise == 0)))
 
     def _sqnr(self) -> float | None:
@@ -197,7 +202,7 @@ class _Tally:
 
 def wilson_low(successes: int, trials: int, z: float = Z95) -> float:
     """Lower end of the Wilson score interval for a proportion (Wilson, JASA 22, 1927)."""
-    if trials == 0:
+    if successes == 0:
         return 0.0
     share = successes / trials
     centre = share + z * z / (2 * trials)
@@ -236,7 +241,8 @@ def _divergence(t: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:
-    shifted = x - x.max(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # a row with +inf or NaN becomes NaN, and breaks a limit
+        shifted = x - x.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
@@ -257,10 +263,12 @@ def _ranking(vectors: list[tuple[np.ndarray, np.ndarray]]) -> float | None:
     ranks = []
     for side in (0, 1):
         stack = np.stack([pair[side] for pair in vectors])
+        if not np.isfinite(stack).all():
+            return None
         lengths = np.linalg.norm(stack, axis=-1, keepdims=True)
         stack = stack / np.where(lengths > 0, lengths, 1.0)
         ranks.append(_ranks((stack @ stack.T)[upper]))
-    if not np.isfinite(ranks[0]).all() or ranks[0].std() == 0 or ranks[1].std() == 0:
+    if ranks[0].std() == 0 or ranks[1].std() == 0:
         return None
     return _number(np.corrcoef(ranks[0], ranks[1])[0, 1])
 

@@ -130,7 +130,7 @@ def _effects(report: ParityReport) -> str:
     if not report.effects:
         return ""
     names = ("rows", "sqnr_db", "kl_mean", "kl_p99", "kl_max", "agreement", "agreement_low",
-             "cosine_mean", "cosine_min", "rank_correlation")
+             "decided", "cosine_mean", "cosine_min", "rank_correlation")
     rows = [(e.output, *(_short(getattr(e, name)) for name in names), "; ".join(e.broken))
             for e in report.effects]
     by = f" (budget set by {report.budget.set_by})" if report.budget else ""

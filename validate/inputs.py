@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
-from zipfile import BadZipFile
 
 import ml_dtypes
 import numpy as np
 
 from ..errors import SpecError, UsageError
+from .npz import read_arrays
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,11 +128,10 @@ def file_cases(spec: ModelSpec, path: Path) -> tuple[Case, ...]:
     """
     groups: dict[str, dict[str, np.ndarray]] = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            for key in archive.files:
-                group, _, name = key.rpartition("/")
-                groups.setdefault(group, {})[name] = archive[key]
-    except (OSError, ValueError, BadZipFile) as error:
+        for key, value in read_arrays(path).items():
+            group, _, name = key.rpartition("/")
+            groups.setdefault(group, {})[name] = value
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as .npz: {error}",
                          allowed="arrays written by numpy.savez, without objects") from error
     if not groups:

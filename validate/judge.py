@@ -80,7 +80,8 @@ def judge(
         reference: the unpatched original in eager mode, in the candidate's dtype.
         truth: the same in float64.
         cases: from :func:`~.matrix.plan`, or given cases.
-        spec: the source's contract; taken from an open session if not given.
+        spec: the source's contract; taken from an open reference or truth if not given. Output
+            dtypes are compared with the reference's, or with these where there is none.
         cache: where stored runs of truth and reference are looked up and kept.
 
     Raises:
@@ -257,6 +258,8 @@ class _Run:
                          f"{self.settings.rule.bare:g} roundoffs")
         if not comparisons:
             notes.append("nothing was compared")
+        if absent := self._never_run():
+            notes.append(f"coverage is incomplete: no case ran with {', '.join(absent)}")
         if gate == "precision":
             gates["translation"] = _inherited(self.settings.parent)
             if gates["translation"] != "pass":
@@ -267,6 +270,13 @@ class _Run:
             worst(gates.values()), gates, self.settings.rule, noise_floor, comparisons,
             tuple(self._records), results, tuple(self._left), tuple(notes), sides,
             perf_counter() - self._started)
+
+    def _never_run(self) -> list[str]:
+        """Planned sizes that no case was run with, as ``sequence=512``."""
+        ran = {size for record in self._records for size in record.shape.split()}
+        planned = [size for case in self.plan.cases for size in case.shape.split()]
+        planned += [size for left in self._left for size in left.case.split() if "=" in size]
+        return [size for size in dict.fromkeys(planned) if size not in ran]
 
     def _record(self, case: Case, started: float) -> float:
         seconds = perf_counter() - started

@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
-import ml_dtypes
 import numpy as np
 
 from ..errors import ModelportError, UsageError
 from ..session import Session
+from .npz import read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from .inputs import Feeds
@@ -27,8 +26,6 @@ SessionSource = Session | Callable[[], Session]
 once while it works and closed by the judge."""
 
 Outputs = dict[str, np.ndarray]
-
-_BFLOAT16 = "::bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +54,8 @@ class ReferenceCache:
     def load(self, role: str, inputs: str) -> Outputs | None:
         """Stored outputs; None where there are none or the file is damaged."""
         try:
-            with np.load(self.path(role, inputs), allow_pickle=False) as archive:
-                return dict(_decode(name, archive[name]) for name in archive.files)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return read_arrays(self.path(role, inputs))
+        except (OSError, ValueError):
             return None
 
     def save(self, role: str, inputs: str, outputs: Mapping[str, np.ndarray]) -> bool:
@@ -72,7 +68,7 @@ class ReferenceCache:
         handle, name = tempfile.mkstemp(dir=self.directory, suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez(file, **dict(_encode(n, v) for n, v in outputs.items()))  # type: ignore[arg-type]
+                write_arrays(file, outputs)
             Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
@@ -230,15 +226,3 @@ def _checked(outputs: object) -> Outputs:
         raise UsageError(f"a session returned {type(outputs).__name__}",
                          allowed="a mapping of output names to arrays")
     return {str(name): np.asarray(value) for name, value in outputs.items()}
-
-
-def _encode(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-    if value.dtype == ml_dtypes.bfloat16:
-        return name + _BFLOAT16, value.view(np.uint16)
-    return name, value
-
-
-def _decode(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-    if name.endswith(_BFLOAT16):
-        return name.removesuffix(_BFLOAT16), value.view(ml_dtypes.bfloat16)
-    return name, value
