@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 DEFAULTS: Mapping[str, Any] = {
     "latency": 1e-3, "per_token": 0.0, "jitter": 0.0, "between": 0.0, "wait": "spin", "seed": 0,
-    "fault": "", "where": "call", "at": 0, "weights": 0, "activations": 0, "device": "",
-    "missing": "",
+    "fault": "", "where": "call", "at": 0, "weights": 0, "activations": 0, "spike": 0,
+    "device": "", "missing": "",
 }
 SPEC = ModelSpec(
     inputs=(
@@ -48,7 +48,8 @@ def open_session(
             deviation of the logarithm between calls and between processes; ``wait``: spin or
             sleep; ``fault``: "", segfault, abort, kill, hang, memory, error, nan;
             ``where``: open or call, ``at``: number of the call; ``weights``, ``activations``:
-            bytes held and touched; ``missing``: why the backend is absent.
+            bytes held and touched, ``spike``: bytes touched only while opening;
+            ``missing``: why the backend is absent.
     """
     if unknown := sorted(set(options) - set(DEFAULTS)):
         raise UsageError(f"the fake runtime has no option {', '.join(unknown)}",
@@ -73,6 +74,7 @@ class FakeSession(Session):
         process = np.random.default_rng().normal(0, self._options["between"])
         self._latency = self._options["latency"] * math.exp(process)
         self._weights = np.ones(self._options["weights"], np.uint8)
+        np.ones(self._options["spike"], np.uint8)
         self.drawn: list[float] = []
         if self._options["where"] == "open":
             misbehave(self._options["fault"])

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from benchmark_fakes import request, subject
+from benchmark_fakes import outcome, request, result, subject, typical
 from modelport.runtimes.benchmark.against import compare_runs
 from modelport.runtimes.benchmark.summary import summarise
 from modelport.runtimes.benchmark.views import comparison_table
-from test_summary import outcome, typical
 
 
 def run(tmp_path, seconds, **changes):
@@ -34,6 +33,18 @@ def test_the_limit_must_lie_outside_the_interval(tmp_path):
     assert change.comparison.ratio.value > 1.05
     assert change.comparison.ratio.low < 1.05
     assert not change.past_limit
+
+
+def test_rounds_of_two_runs_are_not_paired(tmp_path):
+    """The machine drifted alike in both by chance; that must not narrow the interval."""
+    drift = (1.0, 1.1, 1.25, 1.4, 1.6)
+
+    def drifting(factor):
+        asked = request(tmp_path, subject("base"), rounds=5, aa=True)
+        return summarise(asked, outcome(asked, lambda c: result(c, factor * drift[c.round])))
+
+    (change,) = compare_runs(drifting(1.1), drifting(1.0)).changes
+    assert change.comparison.word == "no difference shown"
 
 
 def test_rows_without_a_counterpart_are_listed(tmp_path):

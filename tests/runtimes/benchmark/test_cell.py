@@ -111,6 +111,15 @@ def test_weights_and_activations_are_told_apart(tmp_path):
     assert wide.activations - none.activations == pytest.approx(48 << 20, rel=0.1)
 
 
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK),
+                    reason="the kernel does not let a process reset its peak")
+def test_what_opening_needs_for_a_moment_is_not_counted_as_activations(tmp_path):
+    memory = run_job(job(options={"spike": 96 << 20}), tmp_path, 60.0).memory
+    assert memory.peak_open - memory.start > 90 << 20
+    assert memory.activations < 16 << 20
+    assert memory.peak == memory.peak_open
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity and /proc are Linux's")
 def test_threads_and_affinity_are_set_and_read_back(tmp_path):
     result = run_job(job(threads=1, spinning=False), tmp_path, 60.0)

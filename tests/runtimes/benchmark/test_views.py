@@ -5,14 +5,13 @@ import re
 from dataclasses import replace
 
 import pytest
-from benchmark_fakes import request, subject
+from benchmark_fakes import outcome, request, result, subject
 from modelport.errors import BackendUnavailable
 from modelport.runtimes.benchmark import page, views
 from modelport.runtimes.benchmark.ceilings import Ceilings, Work
 from modelport.runtimes.benchmark.records import Corpus
 from modelport.runtimes.benchmark.summary import summarise
 from rich.console import Console
-from test_summary import outcome, result
 
 NASTY = "</script><b>a|b</b> [red]"
 
