@@ -13,6 +13,7 @@ from .bisect import Culprit, Point, Probe, Reproduction, Tap, find_first, write_
 from .effects import Effect, EffectBudget
 from .html import to_html
 from .inputs import Case, draw, file_cases, given_case, text_cases
+from .isolate import IsolatedSession
 from .judge import Settings, judge, measure_effects
 from .junit import to_junit
 from .matrix import MAX_MEMORY, PADDINGS, LeftOut, Plan, admits, plan
@@ -29,6 +30,7 @@ __all__ = [
     "Culprit",
     "Effect",
     "EffectBudget",
+    "IsolatedSession",
     "LeftOut",
     "ParityReport",
     "Plan",

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import UsageError
+from ..errors import ModelportError, UsageError
 from ..session import Session
 from . import hygiene
 from .compare import kept
@@ -303,5 +303,8 @@ def _spec_of(*sources: SessionSource | None) -> ModelSpec:
 
 
 def _what(error: Exception) -> str:
+    """One line; our own errors are sentences, others need their type."""
+    if isinstance(error, ModelportError):
+        return "; ".join(str(error).splitlines())
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

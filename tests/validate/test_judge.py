@@ -343,8 +343,8 @@ def test_suspect_is_not_accepted():
 
 def test_effects_are_added_and_can_only_reject():
     report = judge(good(), reference(), truth(), PLAN)
-    effects = measure_effects(good, truth, PLAN, spec=SPEC, budget=EffectBudget())
-    assert {e.output for e in effects} == {"last_hidden_state", "pooler_output"}
+    effects = measure_effects(good, truth, plan(SPEC), spec=SPEC, budget=EffectBudget())
+    assert {e.output for e in effects} == {"last_hidden_state", "pooler_output", "logits"}
     assert all(e.sqnr_db > 120 for e in effects)
     both = report.with_effects(effects, EffectBudget(set_by="flag"))
     assert both.accepted

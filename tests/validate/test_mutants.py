@@ -27,7 +27,7 @@ def test_a_mutant_is_rejected(name):
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_correct_variant_is_accepted(name, causal):
-    for seed in range(4):
+    for seed in range(2):
         report = judged(varied(VARIANTS[name], seed, causal=causal), seed=seed, causal=causal)
         assert report.accepted, [(seed, r) for r in report.failures]
         assert report.comparisons > 1000

@@ -22,6 +22,7 @@ def toy_spec(dtype: str = "float32", longest: int = LONGEST) -> ModelSpec:
          TensorSpec("token_type_ids", "int64", tokens, "segments", 2)),
         (TensorSpec("last_hidden_state", dtype, (*tokens, HIDDEN)),
          TensorSpec("pooler_output", dtype, ("batch", HIDDEN)),
+         TensorSpec("logits", dtype, ("batch", 2)),
          TensorSpec("key", "int64", ("batch",))),
         {"batch": Dim(1, 2, 16), "sequence": Dim(1, 8, longest)})
 
@@ -50,6 +51,8 @@ def weights(seed: int = 0) -> dict[str, np.ndarray]:
             add(f"{layer}.{name}.bias", HIDDEN, scale=0.1)
     add("pool", HIDDEN, HIDDEN, scale=HIDDEN**-0.5)
     add("pool.bias", HIDDEN, scale=0.1)
+    add("head", HIDDEN, 2, scale=HIDDEN**-0.5)
+    add("head.bias", 2, scale=0.1)
     return found
 
 
@@ -183,7 +186,9 @@ class Toy:
         with np.errstate(over="ignore"):
             key = (ids.astype(self.flaws.key_dtype) * np.array(KEY).astype(self.flaws.key_dtype))
         key = key.sum(axis=1, dtype=self.flaws.key_dtype).astype(np.int64)
-        return {"last_hidden_state": x, "pooler_output": pooled.astype(self.dtype), "key": key}
+        pooled = pooled.astype(self.dtype)
+        return {"last_hidden_state": x, "pooler_output": pooled,
+                "logits": self.linear(pooled, "head"), "key": key}
 
 
 def erf(x: np.ndarray) -> np.ndarray:
