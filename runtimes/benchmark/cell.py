@@ -7,12 +7,14 @@ Whatever happens here ends one cell: the parent reads the exit status and the re
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
 import os
 import re
 import resource
+import signal
 import sys
 import time
 from array import array
@@ -50,6 +52,7 @@ THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
     "TBB_NUM_THREADS",
 )
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TIMER_STEPS = 1000
 """A sample lasts at least this many steps of the clock: its rounding is below 0.1 %."""
 MAX_INNER = 1 << 16
@@ -179,6 +182,8 @@ def _settle(job: Job) -> Conditions:
         resource.setrlimit(resource.RLIMIT_DATA, (job.memory_limit, job.memory_limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
+        # A cell whose parent was killed would disturb the one that the next run measures.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         Path("/proc/self/oom_score_adj").write_text("1000")
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[-job.cell.threads :])  # the first core serves interrupts

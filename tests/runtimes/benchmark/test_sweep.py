@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from benchmark_fakes import cell, request, subject
 from modelport.errors import IncompleteError, UsageError
@@ -151,6 +152,28 @@ def test_finished_cells_are_on_disk_when_the_parent_is_killed(tmp_path):
     resumed = sweep(request(tmp_path, subject("base"), subject("slow", latency=0.05, wait="sleep"),
                             rounds=3))
     assert resumed.reused >= 3
+
+
+@linux
+def test_a_cell_dies_with_its_parent(tmp_path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from benchmark_fakes import request, subject\n"
+        "from pathlib import Path\n"
+        "from modelport.runtimes.benchmark.sweep import sweep\n"
+        f"sweep(request(Path({str(tmp_path)!r}), subject('hang', fault='hang')))\n")
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    children = psutil.Process(parent.pid)
+    deadline = time.monotonic() + 20
+    while not (found := children.children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(2)  # past the imports of the cell
+    parent.kill()
+    parent.wait()
+    gone, alive = psutil.wait_procs(found, timeout=10)
+    assert gone
+    assert not alive
 
 
 def test_two_sweeps_do_not_write_to_one_directory(tmp_path):
