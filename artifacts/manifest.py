@@ -74,6 +74,25 @@ class ParitySummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Ancestor:
+    """An artifact that another was made from; it need not exist any more.
+
+    Attributes:
+        identity: :attr:`Manifest.identity`.
+        made_by: ``export`` or the transform that made it.
+        options: as in its manifest.
+        facts: as in its manifest.
+        parity: its verdict; None where it was not validated itself.
+    """
+
+    identity: str
+    made_by: str
+    options: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    parity: ParitySummary | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything known about an artifact.
 
@@ -87,6 +106,8 @@ class Manifest:
         files: every file of the artifact except the manifest itself, by POSIX path from its root.
         attempts: strategies and transforms tried, in order.
         parity: None until validated (``--no-validate``).
+        lineage: what it was made from, step by step, the first export first; the last one is
+            :attr:`parent`.
     """
 
     format: str
@@ -100,6 +121,7 @@ class Manifest:
     parity: ParitySummary | None = None
     parent: str | None = None
     target: Mapping[str, str] = field(default_factory=dict)
+    lineage: tuple[Ancestor, ...] = ()
     schema: Literal[1] = SCHEMA
 
     @property
@@ -170,9 +192,12 @@ def loads(text: str | bytes) -> Manifest:
 
     data = _parse(text)
     _check_schema(data)
-    parity = data.get("parity")
-    if isinstance(parity, dict) and isinstance(parity.get("worst_rho"), str):
-        parity["worst_rho"] = _NONFINITE.get(parity["worst_rho"], parity["worst_rho"])
+    lineage = data.get("lineage")
+    ancestors = lineage if isinstance(lineage, list) else []
+    for holder in (data, *(a for a in ancestors if isinstance(a, dict))):
+        parity = holder.get("parity")
+        if isinstance(parity, dict) and isinstance(parity.get("worst_rho"), str):
+            parity["worst_rho"] = _NONFINITE.get(parity["worst_rho"], parity["worst_rho"])
     adapter = _adapter()
     try:
         manifest = adapter.validate_json(json.dumps(data), strict=True)

@@ -30,10 +30,28 @@ class Written:
         spec: inputs, outputs and dynamic dimensions as found in the file; the range of each
             dimension is the model's, since most files cannot carry it.
         facts: format-specific properties for the manifest (opset, IR version, node count, …).
+        target: what the file is tied to (device, torch version, instruction set); empty when it
+            runs anywhere.
     """
 
     spec: ModelSpec
     facts: Mapping[str, Any] = field(default_factory=dict)
+    target: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """One transform of an artifact into the next.
+
+    Attributes:
+        transform: its name among the transforms.
+        settings: what the transform is told.
+        result: the exporter's options that describe the artifact afterwards.
+    """
+
+    transform: str
+    settings: Mapping[str, Any]
+    result: Any
 
 
 class Exporter(ABC, Generic[Options]):
@@ -43,8 +61,10 @@ class Exporter(ABC, Generic[Options]):
         parent: the format this one is built from, or None when it is built from the checkpoint.
         options_type: frozen dataclass; each field is a command-line option. ``metadata`` of a
             field may hold ``help`` and ``choices``.
+        notice: what a user of the format should know before choosing it; stated once per export.
     """
 
+    notice: ClassVar[str] = ""
     parent: ClassVar[str | None] = None
     options_type: type[Options]
 
@@ -69,6 +89,14 @@ class Exporter(ABC, Generic[Options]):
     @abstractmethod
     def strategies(self, options: Options) -> tuple[str, ...]:
         """Ways to capture the graph, from cheapest to dearest; tried until one passes parity."""
+
+    def base(self, options: Options) -> Options:
+        """What to export before :meth:`derivations` are applied: the artifact in float32."""
+        return options
+
+    def derivations(self, options: Options) -> tuple[Derivation, ...]:
+        """Transforms that lead from :meth:`base` to what was asked for, in order."""
+        return ()
 
     def attention(self, options: Options) -> Attention:
         """The attention implementation that the format can express."""

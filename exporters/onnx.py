@@ -7,13 +7,13 @@ the artifact's, tensor by tensor or by a file-level copy, and the graph refers t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ClaimError, ExportError, UsageError
 from ..spec import ModelSpec, TensorSpec
-from . import Exporter, Written
+from . import Derivation, Exporter, Written
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 OPSETS = range(11, 26)
 DYNAMO_MIN_OPSET = 17
 SDPA_MIN_OPSET = 14
+BF16_MIN_OPSET = 13
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 GRAPH = "model.onnx"
 
 
@@ -66,6 +68,26 @@ class OnnxExporter(Exporter[OnnxOptions]):
                 allowed=f"{DYNAMO_MIN_OPSET} to {highest} with dynamo, any with trace",
                 hint="--strategy trace",
             )
+        if options.dtype == "bf16" and options.opset < BF16_MIN_OPSET:
+            raise UsageError(
+                f"opset {options.opset} has no bfloat16 arithmetic",
+                allowed=f"{BF16_MIN_OPSET} to {highest} with bf16",
+                hint=f"--opset {SDPA_MIN_OPSET}, or --dtype fp16",
+            )
+
+    def base(self, options: OnnxOptions) -> OnnxOptions:
+        return replace(options, optimize="none", dtype="fp32")
+
+    def derivations(self, options: OnnxOptions) -> tuple[Derivation, ...]:
+        steps = []
+        now = self.base(options)
+        if options.optimize != "none":
+            now = replace(now, optimize=options.optimize)
+            steps.append(Derivation(options.optimize, {}, now))
+        if options.dtype != "fp32":
+            now = replace(now, dtype=options.dtype)
+            steps.append(Derivation("cast", {"dtype": DTYPES[options.dtype]}, now))
+        return tuple(steps)
 
     def strategies(self, options: OnnxOptions) -> tuple[str, ...]:
         if options.strategy != "auto":
@@ -84,7 +106,6 @@ class OnnxExporter(Exporter[OnnxOptions]):
         options: OnnxOptions,
         strategy: str,
     ) -> None:
-        from .. import transforms
         from ..artifacts import onnx_files
         from . import _onnx_capture
 
@@ -93,8 +114,6 @@ class OnnxExporter(Exporter[OnnxOptions]):
         _require_dynamic(graph, model.spec)
         _bind_weights(graph, model)
         _tidy(graph, model.spec)
-        if options.optimize != "none":
-            graph = transforms.get(options.optimize).apply(graph, {}).model
         onnx_files.save(graph, out, metadata=_metadata(model, options))
 
     def read_back(self, model: LoadedModel, out: Path, options: OnnxOptions) -> Written:
@@ -104,6 +123,7 @@ class OnnxExporter(Exporter[OnnxOptions]):
         opset = found.opsets.get("")
         if opset != options.opset:
             raise ClaimError(f"the file has opset {opset}", allowed=str(options.opset))
+        _claimed_dtype(found.weight_bytes, DTYPES[options.dtype])
         spec = ModelSpec(
             _claimed("input", model.spec.inputs, found.inputs),
             _claimed("output", model.spec.outputs, found.outputs),
@@ -223,6 +243,14 @@ def _claimed(
                 allowed=f"{want.dtype}{list(want.shape)}",
             )
     return wanted
+
+
+def _claimed_dtype(found: Mapping[str, int], dtype: str) -> None:
+    """Most of the floating-point weights must be of the dtype that was asked for."""
+    floats = {name: size for name, size in found.items() if name in DTYPES.values()}
+    if floats and max(floats, key=lambda name: floats[name]) != dtype:
+        shares = ", ".join(f"{size} bytes {name}" for name, size in floats.items())
+        raise ClaimError(f"the file's weights are {shares}", allowed=f"{dtype} for most of them")
 
 
 EXPORTER = OnnxExporter()

@@ -11,13 +11,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import artifacts, errors, exporters
+from .. import artifacts, errors, exporters, transforms
 from ..errors import ClaimError, ExportError, ModelportError, ParityError, UsageError
+from . import deriving
 from .request import ModelRequest, Notify
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact, Attempt
-    from ..checkpoints import LoadedModel
+    from ..checkpoints import Checkpoint, LoadedModel
+
+
+STEPS = ".steps"
+"""Below the directory being written: what the result is derived from, removed at the end."""
 
 
 def export(
@@ -93,23 +98,80 @@ def _attempt(
     validate: bool,
     notify: Notify,
 ) -> Attempt:
-    """Export by one strategy into ``root`` and judge the result."""
+    """Export by one strategy into ``root``, derive what was asked for, and judge the result."""
     start = time.monotonic()
 
     def outcome(kind: Literal["kept", "rejected", "failed"], reason: str = "") -> Attempt:
         return artifacts.Attempt(strategy, kind, reason, round(time.monotonic() - start, 3))
 
-    notify(f"capturing the graph ({strategy})")
-    try:
-        exporter.export(model, None, root, options, strategy)
-        written = exporter.read_back(model, root, options)
-    except (errors.UnsafeError, errors.UnavailableError, UsageError):
-        raise
-    except ClaimError as error:
-        return outcome("failed", str(error))
-    except Exception as error:  # noqa: BLE001 - an exporter may fail in any way; the next one is tried
-        return outcome("failed", _first_line(error))
-    notify("writing the manifest")
+    steps = exporter.derivations(options)
+    artifact: Artifact | None = None
+    for index, step in enumerate((None, *steps)):
+        what = f"{step.transform}: " if step else ""
+        place = _place(root, index) if steps else root
+        try:
+            if step is None:
+                notify(f"capturing the graph ({strategy})")
+                artifact = _first(exporter, model, place, exporter.base(options), strategy)
+            else:
+                assert artifact is not None
+                notify(f"applying {step.transform}")
+                artifact = deriving.derive(exporter, model, artifact, place, step)
+        except (errors.UnsafeError, errors.UnavailableError, UsageError):
+            raise
+        except ClaimError as error:
+            return outcome("failed", what + str(error))
+        except Exception as error:  # noqa: BLE001 - an exporter may fail in any way; the next one is tried
+            return outcome("failed", what + _first_line(error))
+        attempts = (*before, outcome("kept", "" if validate else "not validated"))
+        artifact = _with_attempts(artifact, attempts)
+        if validate and _is_judged(steps, index):
+            notify(f"validating {step.transform if step else ''} in a process of its own")
+            manifest = _validate_in_child(place)
+            artifact = artifacts.read(place)
+            if not manifest.proven:
+                _promote(root, place)
+                verdict = manifest.parity.verdict if manifest.parity else "no verdict"
+                return outcome("rejected", f"{what}parity: {verdict}")
+    _promote(root, place)
+    return attempts[-1]
+
+
+def _is_judged(steps: tuple[exporters.Derivation, ...], index: int) -> bool:
+    """The result is, and so is whatever loses precision next: Gate B rests on its Gate A."""
+    return index == len(steps) or transforms.get(steps[index].transform).lossy
+
+
+def _place(root: Path, index: int) -> Path:
+    """Where a step writes, so that what the result is made from stays apart from it."""
+    place = root / STEPS / str(index)
+    place.mkdir(parents=True)
+    return place
+
+
+def _promote(root: Path, place: Path) -> None:
+    """Leave in ``root`` the artifact that lies at ``place`` and nothing else."""
+    if place != root:
+        for entry in place.iterdir():
+            entry.rename(root / entry.name)
+        shutil.rmtree(root / STEPS)
+
+
+def _with_attempts(artifact: Artifact, attempts: tuple[Attempt, ...]) -> Artifact:
+    manifest = dataclasses.replace(artifact.manifest, attempts=attempts)
+    return artifacts.write_manifest(artifact.root, manifest)
+
+
+def _first(
+    exporter: exporters.Exporter[Any],
+    model: LoadedModel,
+    root: Path,
+    options: Any,
+    strategy: str,
+) -> Artifact:
+    """Export from the checkpoint into ``root``, read it back, and write its manifest."""
+    exporter.export(model, None, root, options, strategy)
+    written = exporter.read_back(model, root, options)
     for sidecar in model.sidecars:
         shutil.copyfile(sidecar, root / sidecar.name)
     manifest = artifacts.Manifest(
@@ -120,17 +182,8 @@ def _attempt(
         facts={"strategy": strategy, "traced": model.spec.check(model.samples), **written.facts},
         tools=tool_versions(),
         files=artifacts.collect(root),
-        attempts=(*before, outcome("kept", "" if validate else "not validated")),
     )
-    artifacts.write_manifest(root, manifest)
-    if not validate:
-        return manifest.attempts[-1]
-    notify("validating in a process of its own")
-    summary = _validate_in_child(root)
-    if summary.proven:
-        return manifest.attempts[-1]
-    verdict = summary.parity.verdict if summary.parity else "no verdict"
-    return outcome("rejected", f"parity: {verdict}")
+    return artifacts.write_manifest(root, manifest)
 
 
 def _validate_in_child(root: Path) -> artifacts.Manifest:

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import artifacts, checkpoints, runtimes, validate
+from .. import artifacts, checkpoints, validate
 from ..errors import DigestMismatch, HubUnreachable, ModelportError
 from .opening import open_session
+from .references import references
 from .request import ModelRequest, Notify
+from .texts import TEXTS
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
-    from ..checkpoints import Checkpoint, LoadedModel
-    from ..session import Session
+    from ..checkpoints import Checkpoint
     from ..validate import ParityReport, Plan
-
-TEXTS = (
-    "Proof before deployment.",
-    "Le chat noir dort sur le canapé, et la pluie frappe doucement aux vitres.",
-    "It costs $3,499.00 (incl. 19% VAT) — e-mail sales@example.com before 2026-12-31!",
-    "a",
-    "In the second half of the nineteenth century, engineers learnt to measure what they had until "
-    "then only claimed, and bridges stopped falling down.",
-    "你好，世界 🌍",
-    "THE QUICK BROWN FOX jumps over   the lazy dog\nand keeps running.",
-    "Donaudampfschifffahrtsgesellschaftskapitän",
-)
-"""Real text for models that have a tokenizer: languages, digits, symbols, one-letter and long."""
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -73,19 +60,14 @@ def validate_artifact(
     checkpoint = _source(artifact, reference)
     limits = limits or Limits()
 
-    def original(dtype: checkpoints.Dtype) -> Callable[[], Session]:
-        def opened() -> Session:
-            model = checkpoints.load_reference(checkpoint, dtype=dtype, attention="sdpa")
-            return runtimes.get("torch_eager").open(_fed_as(artifact, model), device)
-
-        return opened
-
+    sides = references(artifact, checkpoint, device)
     report = validate.judge(
         lambda: open_session(artifact, runtime=runtime, device=device),
-        original("float32"),
-        original("float64"),
+        sides.reference,
+        sides.truth,
         _plan(artifact, checkpoint, limits),
         spec=artifact.spec,
+        settings=sides.settings,
         on_progress=lambda stage, done, total: notify(f"validating: {stage} {done} of {total}"),
     )
     if reference is None:
@@ -98,13 +80,6 @@ def parity_report(artifact: Artifact) -> ParityReport | None:
     """The report stored in an artifact; None when it has not been validated."""
     path = artifact.root / artifacts.PARITY
     return validate.from_json(path.read_bytes()) if path.exists() else None
-
-
-def _fed_as(artifact: Artifact, model: LoadedModel) -> LoadedModel:
-    """The model taking feeds in the artifact's dtypes, whatever precision it computes in."""
-    if model.spec.input_names != artifact.spec.input_names:
-        return model
-    return replace(model, spec=replace(model.spec, inputs=artifact.spec.inputs))
 
 
 def _source(artifact: Artifact, reference: ModelRequest | None) -> Checkpoint:
@@ -134,13 +109,12 @@ def _source(artifact: Artifact, reference: ModelRequest | None) -> Checkpoint:
 def _plan(artifact: Artifact, checkpoint: Checkpoint, limits: Limits) -> Plan:
     spec = artifact.spec
     traced = artifact.manifest.facts.get("traced", {})
-    memory = {} if limits.max_memory is None else {"max_memory": limits.max_memory}
     plan = validate.plan(
         spec,
         max_seconds=limits.max_seconds,
         sizes=limits.sizes,
         traced={name: (size,) for name, size in traced.items()},
-        **memory,
+        max_memory=limits.max_memory or validate.MAX_MEMORY,
     )
     if checkpoints.has_tokenizer(checkpoint.root) and set(spec.dims) <= {"batch", "sequence"}:
         texts = validate.text_cases(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import plugins
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import onnx_ir as ir
 
 
@@ -28,16 +29,27 @@ class TransformResult:
         changed: False when there was nothing to do.
         notes: for the manifest: node counts before and after, what was kept and why.
         target: what the graph is now tied to, if anything (``{"runtime": "onnxruntime"}``).
+        precision: what it computes in now, where that is no longer what it was: ``float16``,
+            ``bfloat16``, ``int8``, ``int4``. None means equal to before but for summation order.
     """
 
     model: ir.Model
     changed: bool
     notes: Mapping[str, Any] = field(default_factory=dict)
     target: Mapping[str, str] = field(default_factory=dict)
+    precision: str | None = None
 
 
 class Transform(ABC):
-    """A named change to a graph that leaves what it computes alone, but for its declared effect."""
+    """A named change to a graph that leaves what it computes alone, but for its declared effect.
+
+    Attributes:
+        lossy: whether the result is less precise, and so is judged against its own precision.
+        measures: whether it runs the graph on ``options["samples"]``, a list of feeds.
+    """
+
+    lossy: ClassVar[bool] = False
+    measures: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -63,4 +75,6 @@ def get(name: str) -> Transform:
     Raises:
         UsageError: no such transform.
     """
-    return cast("Transform", plugins.load(sys.modules[__name__], name, "TRANSFORM"))
+    found = plugins.load(sys.modules[__name__], name, "TRANSFORM")
+    assert isinstance(found, Transform)
+    return found

@@ -1,0 +1,106 @@
+"""What an artifact is compared with: the gate, the reference and the truth of its precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .. import checkpoints, runtimes, validate
+from ..errors import UsageError
+from ..session import Placement, Session
+from .deriving import translated
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..artifacts import Artifact
+    from ..checkpoints import Checkpoint, Dtype, LoadedModel
+    from ..spec import ModelSpec
+
+Opener = Callable[[], Session]
+HALVES = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """Sides of one comparison, opened on first need, and how to judge."""
+
+    reference: Opener
+    truth: Opener
+    settings: validate.Settings
+
+
+def references(artifact: Artifact, checkpoint: Checkpoint, device: str) -> References:
+    """The sides for an artifact, by the precision its manifest states.
+
+    float32: the original in eager mode in float32 (reference) and float64 (truth). float16 and
+    bfloat16: the original in eager mode in that dtype; the truth in float64 from weights rounded
+    to it.
+
+    Raises:
+        UsageError: the manifest states a precision there is no rule for.
+    """
+
+    def original(dtype: Dtype, rounded_to: str | None = None) -> Opener:
+        def opened() -> Session:
+            model = checkpoints.load_reference(checkpoint, dtype=dtype, attention="sdpa")
+            if rounded_to is not None:
+                _round_parameters(model.module, rounded_to)
+            return runtimes.get("torch_eager").open(_fed_as(artifact, model), device)
+
+        return opened
+
+    precision = artifact.manifest.facts.get("precision")
+    if precision is None:
+        return References(original("float32"), original("float64"), validate.Settings())
+    settings = validate.Settings(gate="precision", parent=translated(artifact))
+    if precision in HALVES:
+        half = original(precision)
+
+        def widened() -> Session:
+            return _Widened(half(), artifact.spec)
+
+        return References(widened, original("float64", precision), settings)
+    raise UsageError(f"the manifest states the precision {precision!r}",
+                     allowed=", ".join(HALVES))
+
+
+class _Widened(Session):
+    """A session whose outputs have an artifact's dtypes: there, inputs and outputs stay float32."""
+
+    runtime = "torch_eager"
+
+    def __init__(self, inner: Session, spec: ModelSpec) -> None:
+        super().__init__(inner.spec)
+        self._inner = inner
+        self._dtypes = {t.name: t.dtype for t in spec.outputs}
+
+    def placement(self) -> Placement:
+        return self._inner.placement()
+
+    def close(self) -> None:
+        super().close()
+        self._inner.close()
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        outputs = self._inner.run(feeds)
+        return {name: value.astype(self._dtypes[name]) if str(value.dtype) in HALVES else value
+                for name, value in outputs.items()}
+
+
+def _round_parameters(module: Any, dtype: str) -> None:
+    """Round parameters to ``dtype`` in place, each keeping the dtype it is stored in."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dtype.is_floating_point:
+                parameter.copy_(parameter.to(getattr(torch, dtype)))
+
+
+def _fed_as(artifact: Artifact, model: LoadedModel) -> LoadedModel:
+    """The model taking feeds in the artifact's dtypes, whatever precision it computes in."""
+    if model.spec.input_names != artifact.spec.input_names:
+        return model
+    return replace(model, spec=replace(model.spec, inputs=artifact.spec.inputs))
