@@ -18,6 +18,8 @@ LEVELS = {
     "plugins": 1,
     "spec": 1,
     "session": 2,
+    "profiles": 2,
+    "gpu": 2,
     "checkpoints.model": 2,
     "artifacts": 3,
     "checkpoints": 4,
