@@ -56,7 +56,12 @@ def open_session(
     for candidate in able:
         reason = candidate.unavailable(device)
         if reason is None:
-            return candidate.open(artifact, device, options)
+            try:
+                return candidate.open(artifact, device, options)
+            except BackendUnavailable as error:
+                if len(able) == 1:
+                    raise
+                reason = error.found
         reasons.append(f"{candidate.name}: {reason}")
     raise BackendUnavailable(
         f"{artifact.format} cannot be run on {device} here ({'; '.join(reasons)})",

@@ -23,6 +23,7 @@ LEVELS = ("disabled", "basic", "extended", "all")
 
 class OnnxRuntime(Runtime):
     formats = ("onnx",)
+    suffixes = (".onnx",)
     options = {"threads": 0, "spinning": True, "level": "all", "tf32": False, "cuda_graph": False}
 
     def unavailable(self, device: str = "cpu") -> str | None:
@@ -48,15 +49,25 @@ class OnnxRuntime(Runtime):
     ) -> Session:
         """Options: ``threads`` (0: all cores), ``spinning``, ``level`` (graph optimisation:
         disabled, basic, extended, all), ``tf32`` and ``cuda_graph`` (CUDA only)."""
+        from ..artifacts import Artifact
+
+        assert isinstance(artifact, Artifact)
+        return self.open_file(artifact.root / "model.onnx", artifact.spec, device, options)
+
+    def open_file(
+        self,
+        path: Path,
+        spec: ModelSpec,
+        device: str = "cpu",
+        options: Mapping[str, Any] | None = None,
+    ) -> Session:
+        """See :meth:`open` for the options."""
         chosen = self.resolve_options(options)
         if reason := self.unavailable(device):
             raise BackendUnavailable(reason)
         if chosen["level"] not in LEVELS:
             raise UsageError(f"level {chosen['level']!r} is unknown", allowed=", ".join(LEVELS))
-        from ..artifacts import Artifact
-
-        assert isinstance(artifact, Artifact)
-        return OnnxSession(artifact.spec, artifact.root / "model.onnx", device, chosen)
+        return OnnxSession(spec, path, device, chosen)
 
 
 class OnnxSession(Session):
@@ -95,9 +106,18 @@ class OnnxSession(Session):
             if device == "cuda"
             else {}
         )
-        self._session = ort.InferenceSession(
-            str(path), settings, providers=[(provider, provider_options)]
-        )
+        from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
+
+        try:
+            self._session = ort.InferenceSession(
+                str(path), settings, providers=[(provider, provider_options)]
+            )
+        except NoKernel as error:
+            problem = str(error).rpartition("NOT_IMPLEMENTED : ")[2]
+            raise BackendUnavailable(
+                f"{provider} lacks an operator of this artifact: {problem}",
+                hint="--runtime openvino, which computes in bfloat16 on CPUs that have it",
+            ) from error
         self._device = device
         found = self._session.get_providers()
         if found[0] != provider:
