@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ClaimError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     import numpy as np
     import torch
 
@@ -107,6 +108,7 @@ def program(
     import torch
     from torch.fx.experimental import _config
 
+    config: Any = _config
     dims: dict[str, Any] = {
         name: torch.export.Dim(name, min=dim.min, max=dim.max)
         if ranges
@@ -115,10 +117,10 @@ def program(
         if dim.min < dim.max
     }
     shapes = {
-        t.name: {axis: dims[d] for axis, d in enumerate(t.shape) if isinstance(d, str) and d in dims}
+        t.name: {axis: dims[str(d)] for axis, d in enumerate(t.shape) if d in dims}
         for t in spec.inputs
     }
-    with quiet(), torch.no_grad(), _config.patch(backed_size_oblivious=True):
+    with quiet(), torch.no_grad(), config.patch(backed_size_oblivious=True):
         return torch.export.export(module, tensors, dynamic_shapes=shapes, strict=False)
 
 

@@ -7,12 +7,13 @@ exported graph prints, once everything only Python needs is taken out of that gr
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import torch
 
 
@@ -68,9 +69,11 @@ def _copy(
         return  # the graph of a higher-order operator, found again where it is called
     if _is_check(node):
         return
-    if node.target is operator.getitem and isinstance(values[node.args[0]], tuple | list):
-        values[node] = values[node.args[0]][node.args[1]]  # of an inlined graph's outputs
-        return
+    if node.target is operator.getitem:
+        owner: Any = node.args[0]
+        if isinstance(values[owner], tuple | list):  # the outputs of an inlined graph
+            values[node] = values[owner][node.args[1]]
+            return
     made = graph.node_copy(node, values.__getitem__)
     if node.op == "call_function":
         made.target = _translated(node)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import torch
@@ -66,6 +66,8 @@ def real_weights(
         for module, (parameters, buffers) in before.items():
             module._parameters.update(parameters)
             module._buffers.update(buffers)
+        for mapped in files.values():
+            mapped.madvise(mmap.MADV_DONTNEED)  # torch's caches may hold the views longer
 
 
 def _tensor(

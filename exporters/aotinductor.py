@@ -10,13 +10,14 @@ import json
 import tempfile
 import zipfile
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendUnavailable, ClaimError
 from . import Exporter, Written
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from ..artifacts import Artifact
@@ -82,26 +83,22 @@ class AOTInductorExporter(Exporter[AOTInductorOptions]):
         strategy: str,
     ) -> None:
         import torch
+        from torch._inductor.package.package import package_aoti
         from torch._inductor.utils import fresh_cache
 
         from . import _torch_capture as capture
         from ._torch_weights import real_weights
 
         dtype: torch.dtype = getattr(torch, DTYPES[options.dtype])
-        settings = {"aot_inductor.metadata": {RECORD: json.dumps(_record(model, options))}}
         with (
-            real_weights(model, options.device, dtype),
             capture.quiet(),
             torch.no_grad(),
             tempfile.TemporaryDirectory(prefix="modelport-inductor-") as work,
             fresh_cache(dir=work),  # else a copy of the weights stays in torch's cache
         ):
-            module = capture.named(model.module, model.spec)
-            tensors = capture.sample_tensors(model, options.device)
-            program = capture.program(module, tensors, model.spec)
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(out / PACKAGE), inductor_configs=settings
-            )
+            with real_weights(model, options.device, dtype):
+                files = _compiled(model, options)
+            package_aoti(str(out / PACKAGE), files)
 
     def read_back(self, model: LoadedModel, out: Path, options: AOTInductorOptions) -> Written:
         import torch
@@ -150,6 +147,31 @@ def _require_compiler() -> None:
             allowed="g++ or clang++, or another named in CXX",
             hint="apt-get install g++, or modelport export onnx",
         )
+
+
+def _compiled(model: LoadedModel, options: AOTInductorOptions) -> Any:
+    """The files of a package.
+
+    ``aoti_compile_and_package`` in its two steps, so that the mapped weights can be let go of
+    before the package, which holds them too, goes through memory.
+    """
+    import torch
+
+    from . import _torch_capture as capture
+
+    module = capture.named(model.module, model.spec)
+    tensors = capture.sample_tensors(model, options.device)
+    program = capture.program(module, tensors, model.spec)
+    return torch._inductor.aot_compile(
+        program.module(check_guards=False),
+        tensors,
+        options={
+            "aot_inductor.package": True,
+            "aot_inductor.metadata": {RECORD: json.dumps(_record(model, options))},
+            # Weights behind the code, mapped when it is loaded: one copy less, here and there.
+            "aot_inductor.force_mmap_weights": True,
+        },
+    )
 
 
 def _record(model: LoadedModel, options: AOTInductorOptions) -> dict[str, Any]:

@@ -12,13 +12,14 @@ import sys
 import warnings
 import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendUnavailable, ClaimError, ExportError
 from . import Exporter, Written
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from ..artifacts import Artifact
@@ -116,9 +117,8 @@ class TorchScriptExporter(Exporter[TorchScriptOptions]):
 
         extra = {RECORD: ""}
         with capture.quiet(), torch.no_grad():
-            module = torch.jit.load(
-                str(out / ARCHIVE), map_location=options.device, _extra_files=extra
-            )
+            load: Any = torch.jit.load
+            module = load(str(out / ARCHIVE), map_location=options.device, _extra_files=extra)
             record = json.loads(extra[RECORD])
             if record["device"] != options.device:
                 raise ClaimError(f"the archive is for {record['device']}", allowed=options.device)
@@ -148,10 +148,11 @@ def _traced(model: LoadedModel, device: str) -> tuple[torch.jit.ScriptModule, in
 
     module = capture.named(model.module, model.spec)
     tensors = capture.sample_tensors(model, device)
+    jit: Any = torch.jit
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", torch.jit.TracerWarning)
-        traced = torch.jit.trace(module, tensors, check_trace=False)
-    choices = {(w.filename, w.lineno) for w in caught if w.category is torch.jit.TracerWarning}
+        warnings.simplefilter("always", jit.TracerWarning)
+        traced = jit.trace(module, tensors, check_trace=False)
+    choices = {(w.filename, w.lineno) for w in caught if w.category is jit.TracerWarning}
     return traced, len(choices)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BackendUnavailable
 from . import Runtime, _torch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -33,7 +33,7 @@ INSTRUCTIONS = {
 
 class AOTInductor(Runtime):
     formats = ("aotinductor",)
-    options = {"threads": 0}
+    options: ClassVar[Mapping[str, Any]] = {"threads": 0}
 
     def unavailable(self, device: str = "cpu") -> str | None:
         return _torch.unavailable(device)
@@ -101,7 +101,7 @@ def _require_instructions(metadata: Mapping[str, Any]) -> None:
         need = machine if machine != platform.machine() else ", ".join(missing)
         raise BackendUnavailable(
             f"this package was compiled for {need}, which this processor is not or lacks",
-            allowed=f"a processor like the one it was made on: {machine} {' '.join(wanted)}".strip(),
+            allowed=f"a processor like the one it was made on: {' '.join((machine, *wanted))}",
             hint="modelport export aotinductor on this machine",
         )
 

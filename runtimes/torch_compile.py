@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BackendUnavailable, UsageError
 from . import CHECKPOINT, Runtime, _torch
 from .torch_eager import TorchSession
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import torch
 
     from ..artifacts import Artifact
@@ -21,7 +22,7 @@ MODES = ("default", "reduce-overhead", "max-autotune")
 
 class TorchCompile(Runtime):
     formats = (CHECKPOINT,)
-    options = {"threads": 0, "mode": "default", "dynamic": True}
+    options: ClassVar[Mapping[str, Any]] = {"threads": 0, "mode": "default", "dynamic": True}
 
     def unavailable(self, device: str = "cpu") -> str | None:
         return _torch.unavailable(device) or _torch.no_compiler(device)
@@ -64,7 +65,8 @@ class TorchCompileSession(TorchSession):
     def _call(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         import torch
 
-        torch.compiler.cudagraph_mark_step_begin()  # outputs of the run before may be overwritten
+        mark: Any = torch.compiler.cudagraph_mark_step_begin
+        mark()  # the outputs of the run before may be overwritten
         outputs: Sequence[torch.Tensor] = self._compiled(*tensors)
         return outputs
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BackendUnavailable
 from . import CHECKPOINT, Runtime, _torch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import numpy as np
     import torch
 
@@ -21,7 +22,7 @@ class TorchEager(Runtime):
     """Precision and attention are the model's: see ``checkpoints.load_reference``."""
 
     formats = (CHECKPOINT,)
-    options = {"threads": 0}
+    options: ClassVar[Mapping[str, Any]] = {"threads": 0}
 
     def unavailable(self, device: str = "cpu") -> str | None:
         return _torch.unavailable(device)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BackendUnavailable
 from . import Runtime, _torch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -26,7 +26,7 @@ RECORD = "extra/modelport.json"
 
 class TorchScript(Runtime):
     formats = ("torchscript",)
-    options = {"threads": 0}
+    options: ClassVar[Mapping[str, Any]] = {"threads": 0}
 
     def unavailable(self, device: str = "cpu") -> str | None:
         if sys.version_info >= (3, 14):
@@ -64,7 +64,8 @@ class TorchScriptSession(_torch.TensorSession):
         super().__init__(spec, device, threads)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated")
-            self._module = torch.jit.load(str(path), map_location=device)
+            load: Any = torch.jit.load
+            self._module = load(str(path), map_location=device)
 
     def close(self) -> None:
         super().close()
