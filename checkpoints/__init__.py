@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .build import cache_root
     from .loader import load, load_reference
     from .model import Checkpoint, Dtype, LoadedModel, Source, TensorRef
     from .resolver import resolve
@@ -21,6 +22,7 @@ __all__ = [
     "LoadedModel",
     "Source",
     "TensorRef",
+    "cache_root",
     "has_tokenizer",
     "load",
     "load_reference",
@@ -29,7 +31,7 @@ __all__ = [
     "tokenizer",
 ]
 
-_HOME = {"Checkpoint": "model", "LoadedModel": "model", "Source": "model", "TensorRef": "model",
+_HOME = {"cache_root": "build", "Checkpoint": "model", "LoadedModel": "model", "Source": "model", "TensorRef": "model",
          "load": "loader", "load_reference": "loader", "resolve": "resolver", "tokenize": "tokens",
          "tokenizer": "tokens", "has_tokenizer": "tokens", "Dtype": "model"}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from .exporting import default_output, export
 from .opening import open_artifact, open_session
 from .request import ModelRequest
+from .subjects import named
 from .validating import Limits, parity_report, validate_artifact
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ModelRequest",
     "default_output",
     "export",
+    "named",
     "open_artifact",
     "open_session",
     "parity_report",

@@ -31,37 +31,59 @@ class References:
     settings: validate.Settings
 
 
-def references(artifact: Artifact, checkpoint: Checkpoint, device: str) -> References:
-    """The sides for an artifact, by the precision its manifest states.
+def original(
+    checkpoint: Checkpoint,
+    dtype: Dtype,
+    spec: ModelSpec,
+    device: str = "cpu",
+    rounded_to: str | None = None,
+) -> Opener:
+    """Opens the unpatched source in eager mode, fed in the dtypes of ``spec``.
+
+    Args:
+        dtype: that it computes in.
+        rounded_to: round its parameters to this dtype first.
+    """
+
+    def opened() -> Session:
+        model = checkpoints.load_reference(checkpoint, dtype=dtype, attention="sdpa")
+        if rounded_to is not None:
+            _round_parameters(model.module, rounded_to)
+        return runtimes.get("torch_eager").open(_fed_as(spec, model), device)
+
+    return opened
+
+
+def references(
+    artifact: Artifact | None, spec: ModelSpec, checkpoint: Checkpoint, device: str
+) -> References:
+    """The sides of a comparison, by the precision that the artifact's manifest states.
 
     float32: the original in eager mode in float32 (reference) and float64 (truth). float16 and
     bfloat16: the original in eager mode in that dtype; the truth in float64 from weights rounded
     to it.
 
+    Args:
+        artifact: None for a bare file, which is taken for float32.
+
     Raises:
         UsageError: the manifest states a precision there is no rule for.
     """
 
-    def original(dtype: Dtype, rounded_to: str | None = None) -> Opener:
-        def opened() -> Session:
-            model = checkpoints.load_reference(checkpoint, dtype=dtype, attention="sdpa")
-            if rounded_to is not None:
-                _round_parameters(model.module, rounded_to)
-            return runtimes.get("torch_eager").open(_fed_as(artifact, model), device)
+    def side(dtype: Dtype, rounded_to: str | None = None) -> Opener:
+        return original(checkpoint, dtype, spec, device, rounded_to)
 
-        return opened
-
-    precision = artifact.manifest.facts.get("precision")
-    if precision is None:
-        return References(original("float32"), original("float64"), validate.Settings())
+    precision = artifact.manifest.facts.get("precision") if artifact else None
+    if artifact is None or precision is None:
+        return References(side("float32"), side("float64"), validate.Settings())
     settings = validate.Settings(gate="precision", parent=translated(artifact))
     if precision in HALVES:
-        half = original(precision)
+        half = side(precision)
 
         def widened() -> Session:
-            return _Widened(half(), artifact.spec)
+            return _Widened(half(), spec)
 
-        return References(widened, original("float64", precision), settings)
+        return References(widened, side("float64", precision), settings)
     raise UsageError(f"the manifest states the precision {precision!r}",
                      allowed=", ".join(HALVES))
 
@@ -99,8 +121,8 @@ def _round_parameters(module: Any, dtype: str) -> None:
                 parameter.copy_(parameter.to(getattr(torch, dtype)))
 
 
-def _fed_as(artifact: Artifact, model: LoadedModel) -> LoadedModel:
-    """The model taking feeds in the artifact's dtypes, whatever precision it computes in."""
-    if model.spec.input_names != artifact.spec.input_names:
+def _fed_as(spec: ModelSpec, model: LoadedModel) -> LoadedModel:
+    """The model taking feeds in the dtypes of ``spec``, whatever precision it computes in."""
+    if model.spec.input_names != spec.input_names:
         return model
-    return replace(model, spec=replace(model.spec, inputs=artifact.spec.inputs))
+    return replace(model, spec=replace(model.spec, inputs=spec.inputs))

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import artifacts, checkpoints, validate
-from ..errors import DigestMismatch, HubUnreachable, ModelportError
-from .opening import open_session
-from .references import references
+from ..errors import UsageError
+from . import subjects
+from .references import original, references
 from .request import ModelRequest, Notify
 from .texts import TEXTS
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
     from ..checkpoints import Checkpoint
-    from ..validate import ParityReport, Plan
+    from ..spec import ModelSpec
+    from ..validate import EffectBudget, ParityReport, Plan
+    from .subjects import Subject
+
+Reference = ModelRequest | Path
+"""What to compare with: a model, or the directory of another artifact."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -28,52 +35,66 @@ class Limits:
         max_seconds: for everything; None lets what coverage rests on take what it needs.
         max_memory: bytes for one case's arrays; None is the validator's default.
         inputs: ``.npz`` file with the user's own feeds, compared besides the matrix.
+        budget: what effects on the answers are accepted (Gate C); None measures them only where
+            the precision is reduced, under the default budget.
+        cache: keep runs of the reference, so that the next artifact of the model costs none.
     """
 
     sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     max_seconds: float | None = None
     max_memory: int | None = None
     inputs: Path | None = None
+    budget: EffectBudget | None = None
+    cache: bool = True
 
 
 def validate_artifact(
-    root: Path,
+    path: Path,
     *,
-    reference: ModelRequest | None = None,
+    reference: Reference | None = None,
     runtime: str | None = None,
     device: str = "cpu",
     limits: Limits | None = None,
     notify: Notify = lambda _: None,
-) -> tuple[Artifact, ParityReport]:
-    """Verify an artifact, compare it with its source, and record the verdict in it.
+) -> ParityReport:
+    """Compare an artifact with its source, and record the verdict in it.
 
     Args:
+        path: an artifact's directory, or a bare model file (then ``reference`` names a model).
         reference: None takes the source named in the manifest, whose weights must be the very
-            ones the artifact was made from; only then is the verdict recorded.
+            ones the artifact was made from. Only then is the verdict recorded, and a pass only if
+            ``limits`` does not narrow the sizes.
         runtime, device: what runs the artifact.
 
     Raises:
         DigestMismatch: a file of the artifact was changed, or the source's weights were.
         UsageError, UnavailableError: the source cannot be had, or no runtime opens the artifact.
     """
-    artifact = artifacts.verify(root)
-    checkpoint = _source(artifact, reference)
     limits = limits or Limits()
-
-    sides = references(artifact, checkpoint, device)
-    report = validate.judge(
-        lambda: open_session(artifact, runtime=runtime, device=device),
-        sides.reference,
-        sides.truth,
-        _plan(artifact, checkpoint, limits),
-        spec=artifact.spec,
-        settings=sides.settings,
-        on_progress=lambda stage, done, total: notify(f"validating: {stage} {done} of {total}"),
-    )
-    if reference is None:
-        summary = report.summary(artifact.manifest.identity)
-        artifact = artifacts.with_report(artifact, artifacts.PARITY, report.to_json(), summary)
-    return artifact, report
+    if isinstance(reference, Path):
+        return _pair(path, reference, runtime, device, limits, notify)
+    if path.is_file():
+        if reference is None:
+            raise UsageError(
+                f"{path} says nothing of its source",
+                hint=f"modelport validate {path} --reference MODEL",
+            )
+        checkpoint = reference.resolve()
+        subject = subjects.of_file(path, checkpoint, runtime, device)
+    else:
+        subject = subjects.of_artifact(path, runtime, device)
+        artifact = subject.artifact
+        assert artifact is not None
+        checkpoint = (
+            subjects.with_task(reference, artifact).resolve()
+            if reference
+            else subjects.source_of(artifact)
+        )
+    report = _judge(subject, checkpoint, device, limits, notify)
+    if subject.artifact and reference is None and not (limits.sizes and report.accepted):
+        summary = report.summary(subject.artifact.manifest.identity)
+        artifacts.with_report(subject.artifact, artifacts.PARITY, report.to_json(), summary)
+    return report
 
 
 def parity_report(artifact: Artifact) -> ParityReport | None:
@@ -82,45 +103,90 @@ def parity_report(artifact: Artifact) -> ParityReport | None:
     return validate.from_json(path.read_bytes()) if path.exists() else None
 
 
-def _source(artifact: Artifact, reference: ModelRequest | None) -> Checkpoint:
-    """The checkpoint to compare with; without ``reference`` the one the manifest names."""
-    if reference is not None:
-        return reference.resolve()
-    source = artifact.manifest.source
-    try:
-        checkpoint = ModelRequest.of(source).resolve()
-    except HubUnreachable:
-        raise
-    except ModelportError as error:
-        raise type(error)(
-            f"the source {source.model} cannot be read: {error.found}",
-            allowed=error.allowed,
-            hint=f"modelport validate {artifact.root} --reference MODEL",
-        ) from error
-    if checkpoint.scan.digest != source.digest:
-        raise DigestMismatch(
-            f"{source.model} now has weights {checkpoint.scan.digest[:12]}, and the artifact was "
-            f"made from {source.digest[:12]}",
-            hint="export again, or give the original with --reference",
+def _judge(
+    subject: Subject, checkpoint: Checkpoint, device: str, limits: Limits, notify: Notify
+) -> ParityReport:
+    """Gates 0, A or B against a checkpoint, and C where it applies."""
+    sides = references(subject.artifact, subject.spec, checkpoint, device)
+    plan = _plan(subject, checkpoint.root, limits)
+    report = validate.judge(
+        subject.open,
+        sides.reference,
+        sides.truth,
+        plan,
+        spec=subject.spec,
+        settings=sides.settings,
+        cache=_cache(subject, checkpoint, device) if limits.cache else None,
+        on_progress=_steps(notify),
+    )
+    reduced = sides.settings.gate == "precision"
+    if limits.budget is None and not reduced:
+        return report
+    notify("validating: effects on the answers")
+    budget = limits.budget or validate.EffectBudget()
+    effects = validate.measure_effects(
+        subject.open,
+        original(checkpoint, "float64", subject.spec, device),
+        _texts(subject.spec, checkpoint.root) or plan.cases[:8],
+        spec=subject.spec,
+        budget=budget,
+    )
+    return report.with_effects(effects, budget)
+
+
+def _pair(
+    path: Path, other: Path, runtime: str | None, device: str, limits: Limits, notify: Notify
+) -> ParityReport:
+    """Compare an artifact with another artifact; there is no truth, so no noise floor."""
+    left, right = subjects.of_artifact(path, runtime, device), subjects.of_artifact(other)
+    names = (left.spec.input_names, right.spec.input_names)
+    if names[0] != names[1]:
+        raise UsageError(
+            f"{path} reads {', '.join(names[0])}, and {other} reads {', '.join(names[1])}",
+            allowed="two artifacts with the same inputs",
         )
-    return checkpoint
+    plan = _plan(left, path, limits)
+    return validate.judge(
+        left.open, right.open, None, plan, spec=left.spec, on_progress=_steps(notify)
+    )
 
 
-def _plan(artifact: Artifact, checkpoint: Checkpoint, limits: Limits) -> Plan:
-    spec = artifact.spec
-    traced = artifact.manifest.facts.get("traced", {})
+def _steps(notify: Notify) -> validate.Progress:
+    return lambda stage, done, total: notify(f"validating: {stage} {done} of {total}")
+
+
+def _cache(subject: Subject, checkpoint: Checkpoint, device: str) -> validate.ReferenceCache | None:
+    """Stored reference runs; only for float32 artifacts, whose reference needs no other key."""
+    from importlib.metadata import version
+
+    artifact = subject.artifact
+    if artifact is not None and artifact.manifest.facts.get("precision") is not None:
+        return None
+    parts = (checkpoint.scan.digest, checkpoint.task, device, *subject.spec.output_names,
+             version("torch"), version("transformers"))
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return validate.ReferenceCache(checkpoints.cache_root() / "reference" / key[:16], key)
+
+
+def _texts(spec: ModelSpec, root: Path) -> tuple[validate.Case, ...]:
+    """Cases of real text, where there is a tokenizer and nothing but text goes in."""
+    if not checkpoints.has_tokenizer(root) or not set(spec.dims) <= {"batch", "sequence"}:
+        return ()
+    return validate.text_cases(
+        spec, TEXTS, lambda chosen: checkpoints.tokenize(root, chosen, spec.input_names)
+    )
+
+
+def _plan(subject: Subject, root: Path, limits: Limits) -> Plan:
+    traced = subject.artifact.manifest.facts.get("traced", {}) if subject.artifact else {}
     plan = validate.plan(
-        spec,
+        subject.spec,
         max_seconds=limits.max_seconds,
         sizes=limits.sizes,
         traced={name: (size,) for name, size in traced.items()},
         max_memory=limits.max_memory or validate.MAX_MEMORY,
     )
-    if checkpoints.has_tokenizer(checkpoint.root) and set(spec.dims) <= {"batch", "sequence"}:
-        texts = validate.text_cases(
-            spec, TEXTS, lambda chosen: checkpoints.tokenize(checkpoint.root, chosen, spec.input_names)
-        )
-        plan = plan + texts
+    plan = plan + _texts(subject.spec, root)
     if limits.inputs is not None:
-        plan = plan + validate.file_cases(spec, limits.inputs)
+        plan = plan + validate.file_cases(subject.spec, limits.inputs)
     return plan

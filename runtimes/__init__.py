@@ -11,9 +11,12 @@ from .. import plugins
 from ..errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..artifacts import Artifact
     from ..checkpoints import LoadedModel
     from ..session import Session
+    from ..spec import ModelSpec
 
 CHECKPOINT = "checkpoint"
 """The format of a runtime that runs the source itself: it opens a LoadedModel, not an artifact."""
@@ -24,10 +27,12 @@ class Runtime(ABC):
 
     Attributes:
         formats: what it can open; :data:`CHECKPOINT` for runtimes of the source model.
+        suffixes: endings of bare model files it can open without an artifact around them.
         options: option names it accepts, with their defaults.
     """
 
     formats: ClassVar[tuple[str, ...]]
+    suffixes: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[Mapping[str, Any]] = {}
 
     @property
@@ -53,6 +58,23 @@ class Runtime(ABC):
             BackendUnavailable: the package or device is absent, or the runtime fell back.
             UsageError: an unknown option.
         """
+
+    def open_file(
+        self,
+        path: Path,
+        spec: ModelSpec,
+        device: str = "cpu",
+        options: Mapping[str, Any] | None = None,
+    ) -> Session:
+        """Open a bare model file, made by whatever, under a contract taken from elsewhere.
+
+        Raises:
+            UsageError: this runtime opens artifacts only.
+        """
+        raise UsageError(
+            f"runtime {self.name} does not open {path.suffix or 'this kind of'} files",
+            allowed=", ".join(self.suffixes) or "artifacts",
+        )
 
     def resolve_options(self, options: Mapping[str, Any] | None) -> dict[str, Any]:
         """The options given, completed by the defaults.

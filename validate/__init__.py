@@ -10,11 +10,11 @@ Receives sessions, never opens one, and imports no framework.
 from __future__ import annotations
 
 from .bisect import Culprit, Point, Probe, Reproduction, Tap, find_first, write_reproduction
-from .effects import Effect, EffectBudget
+from .effects import Effect, EffectBudget, read_budget
 from .html import to_html
 from .inputs import Case, draw, file_cases, given_case, text_cases
 from .isolate import IsolatedSession
-from .judge import Settings, judge, measure_effects
+from .judge import Progress, Settings, judge, measure_effects
 from .junit import to_junit
 from .matrix import MAX_MEMORY, PADDINGS, LeftOut, Plan, admits, plan
 from .report import CaseRecord, ParityReport, Result, from_json
@@ -36,6 +36,7 @@ __all__ = [
     "Plan",
     "Point",
     "Probe",
+    "Progress",
     "ReferenceCache",
     "Reproduction",
     "Result",
@@ -54,6 +55,7 @@ __all__ = [
     "markdown",
     "measure_effects",
     "plan",
+    "read_budget",
     "table",
     "text_cases",
     "to_html",

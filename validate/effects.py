@@ -7,11 +7,14 @@ the ranking of neighbours by embedding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite, log10, sqrt
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+from ..errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +53,29 @@ class EffectBudget:
     cosine: float | None = None
     rank_correlation: float | None = None
     set_by: Literal["flag", "file", "default"] = "default"
+
+
+def read_budget(text: str) -> EffectBudget:
+    """A budget as a user writes it: ``name=value`` pairs, or the path of a file of such lines.
+
+    Raises:
+        UsageError: an unknown name, or a value that is no number (``none`` switches a limit off).
+    """
+    path = Path(text)
+    from_file = "=" not in text and path.is_file()
+    source = path.read_text(encoding="utf-8").replace("\n", ",") if from_file else text
+    known = [f.name for f in fields(EffectBudget) if f.name != "set_by"]
+    found: dict[str, float | None] = {}
+    for pair in filter(None, (part.strip() for part in source.split(","))):
+        name, _, value = (part.strip() for part in pair.partition("="))
+        try:
+            found[name] = None if value.lower() == "none" else float(value)
+        except ValueError:
+            name = ""
+        if name not in known:
+            raise UsageError(f"{pair!r} is no limit of a budget",
+                             allowed="NAME=NUMBER or NAME=none, NAME one of " + ", ".join(known))
+    return EffectBudget(**found, set_by="file" if from_file else "flag")
 
 
 @dataclass(frozen=True, slots=True)

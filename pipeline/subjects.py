@@ -1,0 +1,118 @@
+"""What can be validated: an artifact, or a bare model file that somebody else made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import artifacts, checkpoints, runtimes
+from ..errors import BackendUnavailable, DigestMismatch, HubUnreachable, ModelportError, UsageError
+from .opening import open_session
+from .request import ModelRequest
+
+if TYPE_CHECKING:
+    from ..artifacts import Artifact
+    from ..checkpoints import Checkpoint
+    from ..session import Session
+    from ..spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Something that can be opened as a session under a known contract.
+
+    Attributes:
+        artifact: None for a bare file.
+    """
+
+    spec: ModelSpec
+    open: Callable[[], Session]
+    artifact: Artifact | None = None
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a path is the directory of an artifact."""
+    return (path / artifacts.MANIFEST).is_file()
+
+
+def of_artifact(root: Path, runtime: str | None = None, device: str = "cpu") -> Subject:
+    """A verified artifact.
+
+    Raises:
+        UsageError, UnsafeError: it is none, or its files are not those of its manifest.
+    """
+    artifact = artifacts.verify(root)
+    return Subject(
+        artifact.spec, lambda: open_session(artifact, runtime=runtime, device=device), artifact
+    )
+
+
+def of_file(
+    path: Path, checkpoint: Checkpoint, runtime: str | None = None, device: str = "cpu"
+) -> Subject:
+    """A bare model file, held to the contract of the checkpoint it claims to be.
+
+    Raises:
+        UsageError: no runtime opens such a file.
+        BackendUnavailable: none of those that could is available here.
+    """
+    able = [
+        candidate
+        for candidate in map(runtimes.get, runtimes.names())
+        if path.suffix in candidate.suffixes and runtime in (None, candidate.name)
+    ]
+    if not able:
+        suffixes = {s for n in runtimes.names() for s in runtimes.get(n).suffixes}
+        raise UsageError(
+            f"no runtime opens {path}",
+            allowed=f"an artifact's directory, or a file ending in {', '.join(sorted(suffixes))}",
+        )
+    ready = [candidate for candidate in able if candidate.unavailable(device) is None]
+    if not ready:
+        raise BackendUnavailable(
+            "; ".join(f"{c.name}: {c.unavailable(device)}" for c in able), hint="modelport doctor"
+        )
+    spec = checkpoints.load(checkpoint).spec
+    return Subject(spec, lambda: ready[0].open_file(path, spec, device))
+
+
+def source_of(artifact: Artifact) -> Checkpoint:
+    """The checkpoint an artifact was made from, with the very weights it had then.
+
+    Raises:
+        DigestMismatch: the weights have changed since.
+        ModelportError: it cannot be had any more; the hint names ``--reference``.
+    """
+    source = artifact.manifest.source
+    try:
+        checkpoint = ModelRequest.of(source).resolve()
+    except HubUnreachable:
+        raise
+    except ModelportError as error:
+        raise type(error)(
+            f"the source {source.model} cannot be read: {error.found}",
+            allowed=error.allowed,
+            hint=f"modelport validate {artifact.root} --reference MODEL",
+        ) from error
+    if checkpoint.scan.digest != source.digest:
+        raise DigestMismatch(
+            f"{source.model} now has weights {checkpoint.scan.digest[:12]}, and the artifact was "
+            f"made from {source.digest[:12]}",
+            hint="export again, or give the original with --reference",
+        )
+    return checkpoint
+
+
+def named(reference: str) -> ModelRequest | Path:
+    """What a user means by a reference: the directory of an artifact, or a model."""
+    path = Path(reference)
+    return path if is_artifact(path) else ModelRequest(reference)
+
+
+def with_task(request: ModelRequest, artifact: Artifact | None) -> ModelRequest:
+    """A reference loaded with the head that the artifact has, unless another was named."""
+    if request.task is None and artifact is not None:
+        return replace(request, task=artifact.manifest.source.task)
+    return request

@@ -1,0 +1,147 @@
+"""Any pair can be compared, and every outcome has its exit code and its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from modelport import artifacts, pipeline
+from modelport.cli import execute
+from modelport.errors import UsageError
+from modelport.exporters.onnx import OnnxOptions
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``made(name, seed, **options)`` → an exported tiny BERT, not validated."""
+    root = tmp_path_factory.mktemp("made")
+
+    def get(name: str, seed: int = 0, **options: object) -> Path:
+        out = root / name
+        if not out.exists():
+            request = pipeline.ModelRequest(str(tiny("bert", seed=seed)))
+            pipeline.export("onnx", request, out, OnnxOptions(**options), validate=False)
+        return out
+
+    return get
+
+
+SMALL = ["--batch-sizes", "1,3", "--seq-lens", "2,7"]
+
+
+def test_two_artifacts_of_one_model_agree(made: Callable[..., Path]) -> None:
+    pair = [str(made("opset-11", opset=11)), "--reference", str(made("opset-20", opset=20))]
+    assert execute(["validate", *pair, *SMALL]) == 0
+
+
+def test_two_artifacts_of_different_weights_do_not(made: Callable[..., Path]) -> None:
+    pair = [str(made("opset-11", opset=11)), "--reference", str(made("other", seed=1))]
+    assert execute(["validate", *pair, *SMALL]) == 3
+
+
+def test_a_bare_onnx_file_against_a_model(
+    made: Callable[..., Path], tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = str(made("opset-11", opset=11) / "model.onnx")
+    assert execute(["validate", bare]) == 2
+    assert "--reference MODEL" in capsys.readouterr().err
+    assert execute(["validate", bare, "--reference", str(tiny("bert")), *SMALL]) == 0
+    assert execute(["validate", bare, "--reference", str(tiny("bert", seed=1)), *SMALL]) == 3
+
+
+def test_a_file_that_no_runtime_opens(
+    tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.txt").write_text("no model")
+    arguments = ["validate", str(tmp_path / "model.txt"), "--reference", str(tiny("bert"))]
+    assert execute(arguments) == 2
+    assert ".onnx" in capsys.readouterr().err
+
+
+def test_every_report_is_written(made: Callable[..., Path], tmp_path: Path) -> None:
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("junit", "html", "markdown")}
+    options = [part for kind, file in files.items() for part in (f"--{kind}", str(file))]
+    assert execute(["validate", str(made("opset-11", opset=11)), *SMALL, *options]) == 0
+    assert "<testsuite" in files["junit"].read_text()
+    assert "<html" in files["html"].read_text()
+    assert "parity pass" in files["markdown"].read_text()
+
+
+def test_a_narrowed_pass_is_not_recorded_and_a_full_one_is(made: Callable[..., Path]) -> None:
+    out = made("recorded", opset=12)
+    assert execute(["validate", str(out), *SMALL]) == 0
+    assert artifacts.read(out).manifest.parity is None
+    assert execute(["validate", str(out)]) == 0
+    assert artifacts.read(out).manifest.proven
+
+
+def test_the_reference_is_run_once_for_many_artifacts(
+    made: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelport.runtimes.torch_eager import TorchSession
+
+    runs = []
+    real = TorchSession._run
+    monkeypatch.setattr(
+        TorchSession, "_run", lambda self, feeds: runs.append(1) or real(self, feeds)
+    )
+    limits = pipeline.Limits(sizes={"batch": (1, 3), "sequence": (2, 7)})
+    for name in ("opset-11", "opset-20"):
+        pipeline.validate_artifact(made(name, opset=int(name[-2:])), limits=limits)
+        runs.append(0)
+    first = runs.index(0)
+    assert first > 0
+    assert len(runs) == first + 2  # the second artifact ran no reference at all
+
+
+def test_your_own_inputs_are_compared(made: Callable[..., Path], tmp_path: Path) -> None:
+    out = made("opset-11", opset=11)
+    ids = np.full((2, 9), 5, dtype=np.int64)
+    feeds = {name: np.zeros_like(ids) for name in artifacts.read(out).spec.input_names}
+    feeds |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    np.savez(tmp_path / "mine.npz", **feeds)
+    limits = pipeline.Limits(
+        sizes={"batch": (1,), "sequence": (2,)}, inputs=tmp_path / "mine.npz"
+    )
+    report = pipeline.validate_artifact(out, limits=limits)
+    assert report.accepted
+    assert any(case.origin == "file" for case in report.cases)
+
+
+@pytest.mark.parametrize("text", ["sqnr=30", "sqnr_db=loud", "nonsense", "agreement"])
+def test_a_budget_that_says_nothing_is_refused(
+    text: str, made: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(["validate", str(made("opset-11", opset=11)), "--budget", text]) == 2
+    assert "sqnr_db" in capsys.readouterr().err
+
+
+def test_a_budget_is_recorded_with_who_set_it(
+    made: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "budget"
+    file.write_text("sqnr_db = 40\nagreement_low = none\n")
+    out = str(made("opset-11", opset=11))
+    assert execute(["validate", out, *SMALL, "--json", "--budget", str(file)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["budget"]["set_by"] == "file"
+    assert report["budget"]["sqnr_db"] == 40
+    assert report["gates"]["effect"] == "pass"
+    assert execute(["validate", out, *SMALL, "--budget", "sqnr_db=400"]) == 3
+
+
+@pytest.mark.parametrize("sizes", ["0", "1,x", "-3", "1;2"])
+def test_sizes_that_are_no_sizes(sizes: str, made: Callable[..., Path]) -> None:
+    assert execute(["validate", str(made("opset-11", opset=11)), "--batch-sizes", sizes]) == 2
+
+
+def test_an_artifact_with_other_inputs_is_no_reference(
+    made: Callable[..., Path], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    vit = tmp_path / "vit"
+    pipeline.export("onnx", pipeline.ModelRequest(str(tiny("vit"))), vit, validate=False)
+    with pytest.raises(UsageError, match="pixel_values"):
+        pipeline.validate_artifact(made("opset-11", opset=11), reference=vit)
