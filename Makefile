@@ -29,7 +29,7 @@ demo: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,demo,report,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,demo,report,publish,dev]"
 	touch $(READY)
 
 clean:

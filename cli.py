@@ -13,13 +13,15 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from modelport import __version__, exporters
 from modelport.console import Output
 from modelport.errors import ModelportError, ParityError
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -246,16 +248,136 @@ def inspect(output: Output, artifact: Path) -> None:
 
 @cli.command()
 @ARTIFACT
+@click.option("--public-key", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="PEM; refuse what its owner did not sign, before anything is parsed.")
+@click.option("--identity", help="Keyless: who must have signed; with --issuer.")
+@click.option("--issuer", help="Keyless: the OpenID Connect issuer of --identity.")
 @common
-def verify(output: Output, artifact: Path) -> None:
-    """Check every file of an artifact against the digests in its manifest."""
-    from modelport import artifacts, console
+def verify(
+    output: Output, artifact: Path, public_key: Path | None, identity: str | None,
+    issuer: str | None,
+) -> None:
+    """Check every file of an artifact against its manifest, and who signed it."""
+    from modelport import console
+    from modelport.pipeline import publishing
 
-    found = artifacts.verify(artifact)
+    signer = _expected_signer(public_key, identity, issuer)
+    found = publishing.verify(artifact, signer=signer)
     count = len(found.manifest.files)
+    signed = " and signed by that key" if public_key else " and signed as asked" if signer else ""
     output.result(
-        {"verified": True, **console.artifact_record(found)},
-        lambda: f"{artifact}: {count} files are those the manifest names",
+        {"verified": True, "signed": signer is not None, **console.artifact_record(found)},
+        lambda: f"{artifact}: {count} files are those the manifest names{signed}",
+    )
+
+
+def _expected_signer(public_key: Path | None, identity: str | None, issuer: str | None) -> Any:
+    if (identity is None) != (issuer is None) or (public_key and identity):
+        raise click.UsageError("give --public-key, or --identity with --issuer")
+    if identity is None or issuer is None:
+        return public_key
+    from modelport.artifacts.signing import Identity
+
+    return Identity(identity, issuer)
+
+
+def _percent(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    """``5%`` or ``0.05`` as a share."""
+    if text is None:
+        return None
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 10:
+        raise click.BadParameter(f"{text!r} is not a share, such as 5%")
+    return share
+
+
+@cli.command()
+@ARTIFACT
+@click.argument("destination")
+@click.option("--private-key", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="PEM; sign the artifact first. Its password: MODELPORT_KEY_PASSWORD.")
+@click.option("--keyless", is_flag=True, help="Sign with the identity of this CI job.")
+@click.option("--require", "required", type=click.Choice(["benchmark"]), multiple=True,
+              help="Refuse without a valid benchmark of exactly these files.")
+@click.option("--max-regression", callback=_percent, metavar="5%",
+              help="Refuse what is slower by more than this than --against.")
+@click.option("--against", metavar="DEST:previous", help="The release to compare speed with.")
+@click.option("--allow-unproven", is_flag=True, help="Publish without passing parity; recorded.")
+@click.option("--allow-random-weights", is_flag=True, help="Publish random weights; recorded.")
+@click.option("--allow-pickle-source", is_flag=True,
+              help="Publish what came out of a pickle; recorded.")
+@click.option("--allow-remote-code", is_flag=True,
+              help="Publish what ran the checkpoint's own Python; recorded.")
+@click.option("--expect", "expected", metavar="sha256:…|none",
+              help="Move the tag only if it points at this release.")
+@click.option("--resend", is_flag=True, help="Send every file again; mends damaged ones.")
+@click.option("--name", "serve_as", help="Name on a server; default: the directory's.")
+@common
+def publish(
+    output: Output, artifact: Path, destination: str, private_key: Path | None, keyless: bool,
+    required: tuple[str, ...], expected: str | None, resend: bool, serve_as: str | None,
+    **gate: Any,
+) -> None:
+    """Publish a proven artifact: data first, then the tag in one step.
+
+    DESTINATION is file:///path[:tag], oci://registry/name[:tag], hf://owner/name[@revision],
+    s3://bucket/path[:tag] or any other file system of fsspec, or triton:///model_repository.
+    """
+    from modelport.pipeline import publishing
+
+    if private_key and keyless:
+        raise click.UsageError("--private-key or --keyless, not both")
+    signer = publishing.Signer(private_key) if private_key or keyless else None
+    rules = publishing.Gate(require_benchmark="benchmark" in required, **gate)
+    with output.progress() as notify:
+        done = publishing.publish(
+            artifact, destination, rules, signer=signer, expected=expected, resend=resend,
+            serve_as=serve_as, notify=notify,
+        )
+    if done.release.allowed:
+        output.note(f"note: published although {', '.join(done.release.allowed)}; recorded")
+    record = {
+        "reference": done.reference, "digest": done.digest, "sent": done.sent,
+        "artifact": done.release.artifact, "allowed": list(done.release.allowed),
+        "checks": dict(done.release.checks), "places": [str(p) for p in done.places],
+    }
+    output.result(record, lambda: "\n".join(
+        [f"{done.reference} is {done.digest} ({done.sent:,} bytes sent)"] if done.digest
+        else [f"wrote {place}" for place in done.places]))
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--public-key", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="PEM; refuse what its owner did not sign.")
+@click.option("--identity", help="Keyless: who must have signed; with --issuer.")
+@click.option("--issuer", help="Keyless: the OpenID Connect issuer of --identity.")
+@click.option("--force", is_flag=True, help="Replace an artifact that is there, atomically.")
+@common
+def pull(
+    output: Output, source: str, directory: Path, public_key: Path | None, identity: str | None,
+    issuer: str | None, force: bool,
+) -> None:
+    """Fetch a published artifact; every byte is checked before it is placed.
+
+    SOURCE is what publish took, or the same with @sha256:… for one release whatever tags say.
+    """
+    from modelport import console
+    from modelport.pipeline import publishing
+
+    signer = _expected_signer(public_key, identity, issuer)
+    with output.progress() as notify:
+        found = publishing.pull(source, directory, signer=signer, force=force, notify=notify)
+    if found.release.allowed:
+        output.note(f"note: this was published although {', '.join(found.release.allowed)}")
+    output.result(
+        {"digest": found.digest, "signed": signer is not None,
+         "allowed": list(found.release.allowed), **console.artifact_record(found.artifact)},
+        lambda: f"{directory} is {found.digest} ({len(found.release.files)} files verified)",
     )
 
 
@@ -272,6 +394,129 @@ def run_text(output: Output, artifact: Path, text: str, device: str) -> None:
     with session:
         answer = predict.predict(found, session, text)
     output.result(answer, lambda: predict.describe(answer))
+
+
+@cli.command()
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="ARTIFACT...")
+@click.option("--baseline", help="Model to compare with, run eagerly.")
+@click.option("--baseline-weights", type=click.Choice(["pretrained", "random"]),
+              default="pretrained", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--runtimes", "runtime_names", help="Names, such as onnxruntime,openvino.")
+@click.option("--batch-sizes", default="1,2,4,8,16,32,64", show_default=True)
+@click.option("--seq-lens", default="16,128,384", show_default=True)
+@click.option("--threads", default=None, help="Thread counts, such as 1,2; default: all cores.")
+@click.option("--batching", help="Cut a corpus: padded,sorted,token-budget.")
+@click.option("--corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Text, one sentence a line; default: the built-in lengths.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True,
+              help="Fresh processes for each cell; claims need 5.")
+@click.option("--seconds", type=click.FloatRange(0), default=10.0, show_default=True,
+              help="Sampling time of one cell.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0,
+              show_default=True, help="Seconds until a cell is killed.")
+@click.option("--memory-limit", type=click.FloatRange(0, min_open=True), metavar="GB")
+@click.option("--p95", type=click.FloatRange(0, min_open=True), metavar="MS",
+              help="Recommend the best within this latency.")
+@click.option("--against", type=click.Path(exists=True, path_type=Path),
+              help="An older run, or an artifact with a benchmark.")
+@click.option("--max-regression", default="5%", show_default=True)
+@click.option("--output", "destination", type=click.Path(path_type=Path), default="run",
+              show_default=True, help="Where cells and the report are kept.")
+@click.option("--self-test", is_flag=True, help="Show that the statistics hold what they say.")
+@common
+def bench(
+    output: Output, paths: tuple[Path, ...], destination: Path, self_test: bool,
+    against: Path | None, max_regression: str, **chosen: Any,
+) -> int:
+    """Measure artifacts against their source and say which one to deploy."""
+    from modelport import pipeline
+    from modelport.runtimes import benchmark
+
+    if self_test:
+        test = benchmark.self_test()
+        output.result(dataclasses.asdict(test), lambda: "\n".join(test.lines()))
+        return 0 if test.passed else 1
+    if not paths:
+        raise click.UsageError("name at least one artifact")
+    with output.progress() as notify:
+        report = pipeline.bench(paths, destination, _grid(**chosen), notify=notify)
+    output.result(
+        json.loads((destination / "benchmark.json").read_text(encoding="utf-8")),
+        lambda: benchmark.renderable(report),
+    )
+    if against is not None:
+        comparison = pipeline.against(report, against, percent(max_regression))
+        output.aside(benchmark.comparison_renderable(comparison))
+        if comparison.past_limit:
+            return ParityError.exit_code
+    report.require_complete()
+    return 0
+
+
+def _grid(
+    *, baseline: str | None, baseline_weights: str, device: str, runtime_names: str | None,
+    batch_sizes: str, seq_lens: str, threads: str | None, batching: str | None,
+    corpus: Path | None, rounds: int, seconds: float, timeout: float,
+    memory_limit: float | None, p95: float | None,
+) -> Any:
+    """What to measure, from the options of ``bench``."""
+    import os
+
+    from modelport import pipeline
+    from modelport.runtimes import benchmark
+
+    names = {"runtimes": tuple(runtime_names.split(","))} if runtime_names else {}
+    weights: Any = baseline_weights
+    return pipeline.Grid(
+        baseline=pipeline.ModelRequest(baseline, weights=weights) if baseline else None,
+        corpus=corpus,
+        sweep={
+            "devices": (device,),
+            "batches": sizes(batch_sizes),
+            "sequences": sizes(seq_lens),
+            "threads": sizes(threads) or (os.cpu_count() or 1,),
+            "batchings": tuple(batching.split(",")) if batching else (),
+            "rounds": rounds,
+            "sampling": benchmark.Sampling(seconds=seconds),
+            "timeout": timeout,
+            "memory_limit": int(memory_limit * 1e9) if memory_limit else None,
+            "p95_limit": p95 / 1e3 if p95 else None,
+        },
+        **names,
+    )
+
+
+def percent(text: str) -> float:
+    """``5%`` or ``0.05`` as a fraction.
+
+    Raises:
+        BadParameter: neither.
+    """
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no share, such as 5%") from None
+
+
+@cli.command()
+@click.argument("run", type=click.Path(exists=True, path_type=Path))
+@click.option("--html", type=click.Path(path_type=Path), help="Write a self-contained page here.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write Markdown here.")
+@common
+def report(output: Output, run: Path, html: Path | None, markdown: Path | None) -> None:
+    """Show a benchmark run again, or write it as a page."""
+    from modelport.runtimes import benchmark
+
+    found = benchmark.load_report(run)
+    for destination, view in ((html, benchmark.html), (markdown, benchmark.markdown)):
+        if destination is not None:
+            destination.write_text(view(found), encoding="utf-8")
+    file = run / "benchmark.json" if run.is_dir() else run
+    output.result(
+        json.loads(file.read_text(encoding="utf-8")),
+        lambda: benchmark.renderable(found),
+    )
 
 
 @cli.command()

@@ -4,19 +4,23 @@
     ├── UsageError                  2   what was asked for cannot be done as asked
     │   ├── SpecError               2   feeds do not match a model's inputs
     │   ├── CheckpointError         2   the checkpoint is damaged, incomplete or of another kind
-    │   └── DestinationExists       2   the output directory is taken
+    │   ├── DestinationExists       2   the output directory is taken
+    │   └── TagMoved                2   someone else published under the tag meanwhile
     ├── ExportError                 1   no strategy produced a graph that opens
     ├── ClaimError                  3   the written file is not what was asked for
     ├── ParityError                 3   the artifact is not equal to its source
+    ├── GateRefused                 3   evidence that publishing asks for is absent or bad
     ├── UnsafeError                 4   refused for safety
     │   ├── DigestMismatch          4   bytes are not those the manifest names
     │   ├── PathEscape              4   a file points outside its artifact
     │   ├── PickleRefused           4   a pickle would have to be executed
-    │   └── RemoteCodeRefused       4   the checkpoint wants to run its own Python
+    │   ├── RemoteCodeRefused       4   the checkpoint wants to run its own Python
+    │   └── SignatureRefused        4   not signed, or not by this key, or not these files
     ├── IncompleteError             5   a sweep ended with cells missing
     └── UnavailableError            6   something needed is absent
         ├── BackendUnavailable      6   a package, provider or device
         ├── HubUnreachable          6   the model hub did not answer
+        ├── DestinationUnreachable  6   where artifacts are published did not answer as it should
         └── StorageError            6   no space, or the disk refused the write
 
 An error is one sentence of what was found, one of what is allowed, and the next command to try.
@@ -69,6 +73,10 @@ class DestinationExists(UsageError):
     """The output directory exists and ``--force`` was not given."""
 
 
+class TagMoved(UsageError):
+    """A tag no longer points at the release that was expected there; nothing was replaced."""
+
+
 class ExportError(ModelportError):
     """No strategy produced a graph; the message lists each attempt with its cause."""
 
@@ -81,6 +89,12 @@ class ClaimError(ModelportError):
 
 class ParityError(ModelportError):
     """The artifact was compared with its source and is not equal to it."""
+
+    exit_code = 3
+
+
+class GateRefused(ModelportError):
+    """Publishing asks for evidence (a benchmark, no regression) that is absent or says no."""
 
     exit_code = 3
 
@@ -105,6 +119,10 @@ class RemoteCodeRefused(UnsafeError):
     """The checkpoint names Python of its own (``auto_map``)."""
 
 
+class SignatureRefused(UnsafeError):
+    """There is no signature, another key made it, or it covers other files."""
+
+
 class IncompleteError(ModelportError):
     """A sweep ended, but some of its cells failed; the finished ones are on disk."""
 
@@ -121,6 +139,10 @@ class BackendUnavailable(UnavailableError):
 
 class HubUnreachable(UnavailableError):
     """The model hub could not be reached, or offline mode is on and the cache lacks the files."""
+
+
+class DestinationUnreachable(UnavailableError):
+    """A registry, bucket or server refused or did not answer, also when asked again."""
 
 
 class StorageError(UnavailableError):

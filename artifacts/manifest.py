@@ -190,7 +190,7 @@ def loads(text: str | bytes) -> Manifest:
     """
     from pydantic import ValidationError
 
-    data = _parse(text)
+    data = parse(text)
     _check_schema(data)
     lineage = data.get("lineage")
     ancestors = lineage if isinstance(lineage, list) else []
@@ -209,11 +209,20 @@ def loads(text: str | bytes) -> Manifest:
     _refuse_unknown(data, adapter.dump_python(manifest, mode="json"), "")
     for path, entry in manifest.files.items():
         check_path(path)
-        if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
-            _malformed(f"files.{path}.sha256", "not 64 lower-case hexadecimal digits")
-        if entry.size < 0:
-            _malformed(f"files.{path}.size", "negative")
+        check_entry(path, entry)
     return manifest
+
+
+def check_entry(path: str, entry: FileEntry) -> None:
+    """Refuse a digest or a size that is none.
+
+    Raises:
+        UsageError: not 64 lower-case hexadecimal digits, or a negative size.
+    """
+    if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
+        _malformed(f"files.{path}.sha256", "not 64 lower-case hexadecimal digits")
+    if entry.size < 0:
+        _malformed(f"files.{path}.size", "negative")
 
 
 def check_path(path: str) -> None:
@@ -248,7 +257,12 @@ def _adapter() -> TypeAdapter[Manifest]:
     return TypeAdapter(Manifest)
 
 
-def _parse(text: str | bytes) -> dict[str, Any]:
+def parse(text: str | bytes) -> dict[str, Any]:
+    """A JSON object from outside: of bounded size, no key given twice.
+
+    Raises:
+        UsageError: it is not one.
+    """
     if len(text) > _MAX_BYTES:
         _malformed("the document", f"larger than {_MAX_BYTES} bytes")
     try:

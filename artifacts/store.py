@@ -31,6 +31,7 @@ from .manifest import (
     dumps,
     loads,
 )
+from .release import BESIDE
 from .storage import refusals
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def verify(root: Path) -> Artifact:
     """
     artifact = read(root)
     _finish_reports(artifact)
-    present = _regular_files(root)
+    present = regular_files(root)
     listed = artifact.manifest.files
     for name in sorted(present - set(listed)):
         raise DigestMismatch(
@@ -117,7 +118,7 @@ def collect(root: Path) -> dict[str, FileEntry]:
     Raises:
         PathEscape: a link or a special file is among them.
     """
-    names = sorted(_regular_files(root))
+    names = sorted(regular_files(root))
     found = digests(root / name for name in names)
     return {name: found[root / name] for name in names}
 
@@ -205,9 +206,13 @@ def _exclusive(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _regular_files(root: Path) -> set[str]:
-    """POSIX paths of the files below ``root``, without the manifest and modelport's own traces."""
-    own = {MANIFEST, REASON, *(_pending(root, name).name for name in REPORTS)}
+def regular_files(root: Path) -> set[str]:
+    """POSIX paths of the files below ``root``, without the manifest and modelport's own traces.
+
+    Raises:
+        PathEscape: a link or a special file is among them.
+    """
+    own = {MANIFEST, REASON, *BESIDE, *(_pending(root, name).name for name in REPORTS)}
     found = set()
     for current, directories, files in os.walk(root, followlinks=False):
         for name in [*directories, *files]:

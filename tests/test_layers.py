@@ -22,6 +22,7 @@ LEVELS = {
     "gpu": 2,
     "checkpoints.model": 2,
     "artifacts": 3,
+    "destinations": 4,
     "checkpoints": 4,
     "transforms": 4,
     "validate": 5,

@@ -1,0 +1,150 @@
+"""A repository on any file system that fsspec knows: ``s3://bucket/path[:tag]`` and others.
+
+Credentials come from the environment or the configuration files of each service's own tools; none
+is taken from a URL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from ..artifacts.digest import open_regular
+from ..errors import BackendUnavailable, DigestMismatch, UsageError
+from .base import BLOCK, Item, Reference
+from .tree import TreeRepository
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+# What is written to these becomes visible when it is closed, whole. Elsewhere: write, then rename.
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory"})
+_CREATES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
+
+
+class FileSystemRepository(TreeRepository):
+    """The operations of :class:`.tree.TreeRepository` through fsspec."""
+
+    def __init__(self, reference: Reference) -> None:
+        super().__init__(reference)
+        try:
+            import fsspec
+        except ImportError as error:
+            raise _absent(reference.scheme, error) from error
+        known = fsspec.available_protocols()
+        if reference.scheme not in known:
+            raise UsageError(
+                f"nothing here knows the scheme {reference.scheme}",
+                allowed="file, oci, hf, triton, s3, gs, az, sftp, or another of fsspec's",
+            )
+        url = f"{reference.scheme}://{reference.place}"
+        try:
+            # No listings cache: what others publish meanwhile must be seen.
+            self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        except ImportError as error:
+            raise _absent(reference.scheme, error) from error
+        self._root = str(root).rstrip("/")
+
+    def names(self, directory: str) -> list[str]:
+        try:
+            found = self._fs.ls(self._path(directory), detail=False, refresh=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except TypeError:  # a file system whose ls takes no refresh
+            self._fs.invalidate_cache()
+            found = self._fs.ls(self._path(directory), detail=False)
+        return [str(path).rpartition("/")[2] for path in found]
+
+    def size(self, path: str) -> int | None:
+        try:
+            info: Any = self._fs.info(self._path(path))
+        except FileNotFoundError:
+            return None
+        return int(info["size"]) if info["type"] == "file" else None
+
+    def load(self, path: str) -> bytes:
+        data: bytes = self._fs.cat_file(self._path(path))
+        return data
+
+    def blocks(self, path: str, start: int, size: int) -> Iterator[bytes]:
+        while start < size:
+            block = self._fs.cat_file(
+                self._path(path), start=start, end=min(start + BLOCK, size)
+            )
+            if not block:
+                return
+            yield block
+            start += len(block)
+
+    def store(self, path: str, item: Item) -> None:
+        with os.fdopen(open_regular(item.path), "rb") as source:
+            digest = self._write(path, iter(lambda: source.read(BLOCK), b""))
+        if digest != item.entry.sha256:
+            self._fs.rm_file(self._path(path))
+            raise DigestMismatch(
+                f"{item.path} changed while it was being published",
+                hint=f"modelport verify {item.path.parent}",
+            )
+
+    def store_bytes(self, path: str, data: bytes) -> None:
+        self._write(path, [data])
+
+    def create(self, path: str, data: bytes) -> None:
+        target = self._path(path)
+        if self.reference.scheme in _CREATES:
+            self._make_parent(target)
+            self._fs.pipe_file(target, data, mode="create")
+            return
+        self._make_parent(target)
+        try:
+            with self._fs.open(target, "xb") as file:
+                file.write(data)
+        except (NotImplementedError, ValueError):
+            # Not exclusive between the two calls; reading back afterwards catches most of that.
+            self._fs.pipe_file(target, data, mode="create")
+
+    def _write(self, path: str, blocks: Iterable[bytes]) -> str:
+        target = self._path(path)
+        direct = self.reference.scheme in _OBJECT_STORES
+        written = target if direct else f"{target}.partial-{secrets.token_hex(4)}"
+        self._make_parent(target)
+        sha = hashlib.sha256()
+        file = self._fs.open(written, "wb", block_size=BLOCK)
+        try:
+            for block in blocks:
+                sha.update(block)
+                file.write(block)
+        except BaseException:
+            _abandon(file)
+            raise
+        file.close()
+        if not direct:
+            self._fs.mv(written, target)
+        return sha.hexdigest()
+
+    def _make_parent(self, target: str) -> None:
+        if self.reference.scheme not in _OBJECT_STORES:
+            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+
+    def _path(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+
+def _abandon(file: Any) -> None:
+    """Drop what was written: closing would make a part of the file visible under its full name."""
+    with contextlib.suppress(Exception):
+        file.discard()
+    file.closed = True
+
+
+def _absent(scheme: str, error: ImportError) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"{scheme}: needs a package that is not installed ({error.name or error})",
+        hint='pip install "modelport[publish]"',
+    )
+
+
+DESTINATION = FileSystemRepository

@@ -1,0 +1,178 @@
+"""What a destination is: a few operations on named bytes, and one on a tag."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from ..artifacts import Artifact, FileEntry
+    from ..artifacts.release import Release
+
+DEFAULT_TAG = "latest"
+PREVIOUS = "previous"
+"""As a tag: the release that the tag being published to points at until then."""
+
+BLOCK = 8 << 20
+"""Bytes moved at a time; also the unit that is asked for again after a cut connection."""
+
+_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_PIN = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A destination or a source, as ``scheme://place[:tag]`` or ``scheme://place@sha256:…``.
+
+    Attributes:
+        scheme: ``file``, ``oci``, ``hf``, ``triton``, ``s3``, …
+        place: what follows ``://``, without tag or digest.
+        tag: None where none was given.
+        pin: ``sha256:…`` where one release is meant, whatever tags say.
+        revision: what follows ``@`` otherwise (a branch on a model hub).
+    """
+
+    scheme: str
+    place: str
+    tag: str | None = None
+    pin: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a reference.
+
+        Raises:
+            UsageError: no URL, a malformed tag, or a password in it, which is not repeated.
+        """
+        match = _URL.fullmatch(text)
+        if match is None:
+            raise UsageError(
+                f"{text!r} is not a place to publish to",
+                allowed="file:///path, s3://bucket/path, oci://registry/name:tag, hf://owner/name",
+            )
+        scheme, rest = match["scheme"], match["rest"]
+        authority = rest.partition("/")[0]
+        if "@" in authority and ":" in authority.rpartition("@")[0]:
+            raise UsageError(
+                f"the {scheme} URL holds a password",
+                allowed="credentials in the environment or the tool's own configuration",
+            )
+        if not rest.strip("/") or any(not c.isprintable() for c in rest):
+            raise UsageError(f"{text!r} names no place", allowed=f"{scheme}://…")
+        head, slash, last = rest.rpartition("/")
+        last, at, after = last.partition("@") if slash else (last, "", "")
+        if at and _PIN.fullmatch(after):
+            return cls(scheme, head + slash + last, pin=after)
+        name, colon, tag = last.partition(":") if slash else (last, "", "")
+        if colon and not _TAG.fullmatch(tag):
+            raise UsageError(f"{tag!r} is not a tag", allowed="letters, digits and . _ -")
+        return cls(scheme, head + slash + name, tag=tag or None, revision=after if at else None)
+
+    def __str__(self) -> str:
+        pin = self.pin or self.revision
+        tail = f"@{pin}" if pin else f":{self.tag}" if self.tag else ""
+        return f"{self.scheme}://{self.place}{tail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a tag points at.
+
+    Attributes:
+        release: bytes of the release record, checked against :attr:`digest`.
+        digest: ``sha256:…`` by which the destination knows this release.
+        version: what a swap compares with; changes whenever the tag moves.
+    """
+
+    release: bytes
+    digest: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One file to be sent: its name in the artifact, what it must be, and where it lies."""
+
+    name: str
+    entry: FileEntry
+    path: Path
+
+
+class Repository(ABC):
+    """A place that releases are published to and pulled from.
+
+    A method may fail with whatever its library raises; :mod:`.transfer` asks again and translates.
+    """
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+
+    @abstractmethod
+    def head(self, tag: str) -> Head | None:
+        """What a tag, or ``sha256:…``, points at; None where there is nothing."""
+
+    def previous(self, tag: str) -> Head | None:
+        """What a new release under ``tag`` follows: its present one."""
+        return self.head(tag) or self.head(DEFAULT_TAG)
+
+    @abstractmethod
+    def has(self, item: Item) -> bool:
+        """Whether these bytes are there, by digest and size, so that they need not be sent."""
+
+    @abstractmethod
+    def send(self, item: Item) -> None:
+        """Send one file; afterwards it is there completely or not at all."""
+
+    @abstractmethod
+    def point(self, tag: str, release: Release, record: bytes, expected: Head | None) -> Head:
+        """Make ``tag`` point at a release whose files have all been sent.
+
+        Raises:
+            TagMoved: the tag no longer points at ``expected``.
+        """
+
+    @abstractmethod
+    def read(self, name: str, entry: FileEntry, start: int) -> Iterator[bytes]:
+        """The bytes of a published file from ``start`` on; the caller checks them."""
+
+    def mend(self, record: bytes) -> None:
+        """Write the release record again, whether or not it is there."""
+
+    def prepare(self, manifest_json: bytes, release: Release, tag: str) -> Sequence[Item]:
+        """Files that only this destination wants beside the artifact's, such as a model card."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a server should know and an artifact's manifest does not say.
+
+    Attributes:
+        name: of the model on the server.
+        preferred: batch sizes at which the benchmark found the model efficient.
+    """
+
+    name: str
+    preferred: tuple[int, ...] = ()
+
+
+class Deployment(ABC):
+    """A place that a server reads models from; written once, never pulled from."""
+
+    default_options: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+
+    @abstractmethod
+    def place(self, artifact: Artifact, serving: Serving, record: bytes) -> tuple[Path, ...]:
+        """Write the model so that the server sees it whole or not at all; the new directories."""
