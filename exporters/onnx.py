@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ClaimError, ExportError, UsageError
 from ..spec import ModelSpec, TensorSpec
@@ -47,7 +47,28 @@ class OnnxOptions:
     )
     dtype: str = field(
         default="fp32",
-        metadata={"help": "floating-point type of the weights", "choices": ("fp32", "fp16", "bf16")},
+        metadata={"help": "floating-point type", "choices": ("fp32", "fp16", "bf16")},
+    )
+    quantize: str = field(
+        default="none",
+        metadata={
+            "help": "int8 weights and activations",
+            "choices": ("none", "int8-dynamic", "int8-static"),
+        },
+    )
+    calibration: str = field(
+        default="minmax",
+        metadata={
+            "help": "how int8-static chooses ranges",
+            "choices": ("minmax", "percentile", "entropy"),
+        },
+    )
+    texts: str = field(
+        default="", metadata={"help": "file with texts to calibrate on, one a line"}
+    )
+    budget: str = field(
+        default="",
+        metadata={"help": "effects accepted of --quantize, such as sqnr_db=15,agreement=0.99"},
     )
 
 
@@ -75,8 +96,21 @@ class OnnxExporter(Exporter[OnnxOptions]):
                 hint=f"--opset {SDPA_MIN_OPSET}, or --dtype fp16",
             )
 
+        lowest_static = 13  # DequantizeLinear by channel
+        if options.quantize == "int8-static" and options.opset < lowest_static:
+            raise UsageError(
+                f"opset {options.opset} cannot express int8-static",
+                allowed=f"{lowest_static} to {highest}; int8-dynamic at any",
+                hint=f"--opset {lowest_static}, or --quantize int8-dynamic",
+            )
+        if options.quantize != "none" and options.dtype != "fp32":
+            raise UsageError(
+                f"--quantize {options.quantize} starts from float32",
+                allowed="one of --dtype and --quantize",
+            )
+
     def base(self, options: OnnxOptions) -> OnnxOptions:
-        return replace(options, optimize="none", dtype="fp32")
+        return replace(options, optimize="none", dtype="fp32", quantize="none")
 
     def derivations(self, options: OnnxOptions) -> tuple[Derivation, ...]:
         steps = []
@@ -87,6 +121,12 @@ class OnnxExporter(Exporter[OnnxOptions]):
         if options.dtype != "fp32":
             now = replace(now, dtype=options.dtype)
             steps.append(Derivation("cast", {"dtype": DTYPES[options.dtype]}, now))
+        if options.quantize != "none":
+            now = replace(now, quantize=options.quantize)
+            settings = {"scheme": options.quantize, "calibration": options.calibration}
+            if options.texts:
+                settings["texts"] = options.texts
+            steps.append(Derivation("quantize", settings, now))
         return tuple(steps)
 
     def strategies(self, options: OnnxOptions) -> tuple[str, ...]:
@@ -123,7 +163,10 @@ class OnnxExporter(Exporter[OnnxOptions]):
         opset = found.opsets.get("")
         if opset != options.opset:
             raise ClaimError(f"the file has opset {opset}", allowed=str(options.opset))
-        _claimed_dtype(found.weight_bytes, DTYPES[options.dtype])
+        if options.quantize == "none":
+            _claimed_dtype(found.weight_bytes, DTYPES[options.dtype])
+        elif not found.weight_bytes.get("int8"):
+            raise ClaimError("the file has no int8 weights", allowed="some of them in int8")
         spec = ModelSpec(
             _claimed("input", model.spec.inputs, found.inputs),
             _claimed("output", model.spec.outputs, found.outputs),

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import artifacts, checkpoints, transforms, validate
-from .texts import TEXTS
+from ..errors import UsageError
+from .opening import open_session
+from .texts import CORPUS, TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     import numpy as np
 
     from ..artifacts import Ancestor, Artifact, ParitySummary
     from ..checkpoints import LoadedModel
     from ..exporters import Derivation, Exporter
+    from ..spec import ModelSpec
+
+MOST_KEPT = 16
+"""Layers left in float32 before giving up on a budget."""
+
+UNKNOWN = 0.2
+"""Share of unknown tokens at which a calibration text is in the wrong language."""
+
+CALIBRATION_LINES = 256
 
 LONGEST = 512
 """Sizes of the largest sample drawn for measuring ranges."""
@@ -46,14 +58,20 @@ def derive(
     transform = transforms.get(step.transform)
     settings: dict[str, Any] = dict(step.settings)
     if transform.measures:
-        settings["samples"] = samples(model)
-    result = transform.apply(onnx_files.load(parent.root), settings)
-    metadata = {"modelport.parent": parent.manifest.identity, "modelport.transform": transform.name}
-    onnx_files.save(result.model, root, metadata=metadata)
+        texts = settings.pop("texts", None)
+        settings["samples"] = samples(model, Path(texts) if texts else None)
+    before = parent.manifest
+    metadata = {"modelport.parent": before.identity, "modelport.transform": transform.name}
+    kept = 0
+    while True:
+        result = transform.apply(onnx_files.load(parent.root), {**settings, "keep": kept})
+        onnx_files.save(result.model, root, metadata=metadata)
+        if not transform.relaxes or kept >= MOST_KEPT or _holds(parent, root, result, step):
+            break
+        kept = kept * 2 or 1
     written = exporter.read_back(model, root, step.result)
     for sidecar in model.sidecars:
         shutil.copyfile(sidecar, root / sidecar.name)
-    before = parent.manifest
     facts = {name: before.facts[name] for name in ("strategy", "traced") if name in before.facts}
     facts |= {**written.facts, "made_by": transform.name, transform.name: dict(result.notes)}
     if precision := result.precision or before.facts.get("precision"):
@@ -69,9 +87,48 @@ def derive(
         attempts=before.attempts,
         parent=before.identity,
         target={**before.target, **result.target},
-        lineage=(*before.lineage, _ancestor(parent)),
+        lineage=(*before.lineage, ancestor(parent)),
     )
     return artifacts.write_manifest(root, manifest)
+
+
+def _holds(
+    parent: Artifact, root: Path, result: transforms.TransformResult, step: Derivation
+) -> bool:
+    """Whether a graph just written keeps the effect budget against the artifact it came from.
+
+    Decides only how many layers to leave alone; the verdict is Gate C's, against the original.
+    """
+    manifest = dataclasses.replace(parent.manifest, target=dict(result.target),
+                                   facts={**parent.manifest.facts, "precision": result.precision})
+    candidate = artifacts.Artifact(root, manifest)
+    effects = validate.measure_effects(
+        lambda: open_session(candidate),
+        lambda: open_session(parent),
+        text_cases(parent.spec, parent.root) or _drawn(parent.spec),
+        spec=parent.spec,
+        budget=budget_of(dataclasses.asdict(step.result)),
+    )
+    return not any(effect.broken for effect in effects)
+
+
+def budget_of(options: Mapping[str, Any]) -> validate.EffectBudget:
+    """The budget an artifact was made under; the default where its options name none."""
+    text = str(options.get("budget") or "")
+    return validate.read_budget(text) if text else validate.EffectBudget()
+
+
+def text_cases(spec: ModelSpec, root: Path) -> tuple[validate.Case, ...]:
+    """Cases of real text, where there is a tokenizer and nothing but text goes in."""
+    if not checkpoints.has_tokenizer(root) or not set(spec.dims) <= {"batch", "sequence"}:
+        return ()
+    return validate.text_cases(
+        spec, CORPUS, lambda chosen: checkpoints.tokenize(root, chosen, spec.input_names))
+
+
+def _drawn(spec: ModelSpec) -> tuple[validate.Case, ...]:
+    """Cases without meaning, for models without a tokenizer; rows enough for an interval."""
+    return validate.plan(spec).cases
 
 
 def translated(artifact: Artifact) -> ParitySummary | None:
@@ -83,9 +140,19 @@ def translated(artifact: Artifact) -> ParitySummary | None:
     return None
 
 
-def samples(model: LoadedModel) -> list[Mapping[str, np.ndarray]]:
-    """Feeds to measure a graph's values on: short and long, with padding, and real text."""
+def samples(model: LoadedModel, texts: Path | None = None) -> list[Mapping[str, np.ndarray]]:
+    """Feeds to measure a graph's values on: short and long, with padding, and real text.
+
+    Args:
+        texts: the user's own, one a line; nothing else is measured on then.
+
+    Raises:
+        UsageError: the file is empty or not text, the model has no tokenizer, or its tokenizer
+            does not know the script that most of the text is in.
+    """
     spec = model.spec
+    if texts is not None:
+        return _from_file(model, texts)
     feeds: list[Mapping[str, np.ndarray]] = [model.samples]
     for seed, padding in enumerate(validate.PADDINGS[:2]):
         small = {name: max(dim.min, 2 if name == "batch" else 1) for name, dim in spec.dims.items()}
@@ -100,7 +167,36 @@ def samples(model: LoadedModel) -> list[Mapping[str, np.ndarray]]:
     return feeds
 
 
-def _ancestor(artifact: Artifact) -> Ancestor:
+def _from_file(model: LoadedModel, path: Path) -> list[Mapping[str, np.ndarray]]:
+    root, spec = model.checkpoint.root, model.spec
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as text: {error}",
+                         allowed="UTF-8 text, one sample a line") from error
+    lines = [line for line in lines if line][:CALIBRATION_LINES]
+    if not lines:
+        raise UsageError(f"{path} holds no text", allowed="UTF-8 text, one sample a line",
+                         hint="leave --texts out to calibrate on the built-in sentences")
+    longest = spec.dims["sequence"].max if "sequence" in spec.dims else None
+    unknown = getattr(checkpoints.tokenizer(root), "unk_token_id", None)
+    feeds: list[Mapping[str, np.ndarray]] = []
+    lost = total = 0
+    for start in range(0, len(lines), 8):
+        made = checkpoints.tokenize(root, lines[start : start + 8], spec.input_names, longest)
+        feeds.append(made)
+        ids = made.get("input_ids")
+        if ids is not None and unknown is not None:
+            lost, total = lost + int((ids == unknown).sum()), total + ids.size
+    if total and lost > UNKNOWN * total:
+        raise UsageError(
+            f"{lost} of {total} tokens of {path} are unknown to this model's tokenizer",
+            allowed=f"at most {UNKNOWN:.0%}: text in a language the model was trained on")
+    return feeds
+
+
+def ancestor(artifact: Artifact) -> Ancestor:
+    """What a descendant's manifest says of an artifact."""
     manifest = artifact.manifest
     return artifacts.Ancestor(
         identity=manifest.identity,
@@ -112,6 +208,4 @@ def _ancestor(artifact: Artifact) -> Ancestor:
 
 
 def _plain(options: Any) -> dict[str, Any]:
-    import dataclasses
-
     return dataclasses.asdict(options)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import checkpoints, runtimes, validate
 from ..errors import UsageError
 from ..session import Placement, Session
+from . import quantised
 from .deriving import translated
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def references(
 
     float32: the original in eager mode in float32 (reference) and float64 (truth). float16 and
     bfloat16: the original in eager mode in that dtype; the truth in float64 from weights rounded
-    to it.
+    to it. int8: the original with its weights rounded as the artifact's are, and the inputs of
+    those layers too in the reference (float32) but not in the truth (float64).
 
     Args:
         artifact: None for a bare file, which is taken for float32.
@@ -84,8 +86,15 @@ def references(
             return _Widened(half(), spec)
 
         return References(widened, side("float64", precision), settings)
+    if precision in quantised.PRECISIONS:
+        facts = artifact.manifest.facts["quantize"]
+        return References(
+            quantised.fake(side("float32"), facts, rounded_inputs=True),
+            quantised.fake(side("float64"), facts, rounded_inputs=False),
+            settings,
+        )
     raise UsageError(f"the manifest states the precision {precision!r}",
-                     allowed=", ".join(HALVES))
+                     allowed=", ".join((*HALVES, *quantised.PRECISIONS)))
 
 
 class _Widened(Session):

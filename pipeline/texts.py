@@ -14,3 +14,13 @@ TEXTS = (
     "Donaudampfschifffahrtsgesellschaftskapitän",
 )
 """Languages, digits, symbols, one-letter and long."""
+
+CORPUS = tuple(dict.fromkeys(
+    " ".join(words[start:stop])
+    for words in (text.split() for text in TEXTS)
+    for start, stop in [
+        *((0, end) for end in range(len(words), 0, -1)),
+        *((first, len(words)) for first in range(1, len(words))),
+    ]
+))
+"""Every beginning and end of those texts: enough rows for an interval of a proportion."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .. import artifacts, checkpoints, validate
 from ..errors import UsageError
-from . import subjects
+from . import deriving, subjects
 from .references import original, references
 from .request import ModelRequest, Notify
 from .texts import TEXTS
@@ -123,11 +123,13 @@ def _judge(
     if limits.budget is None and not reduced:
         return report
     notify("validating: effects on the answers")
-    budget = limits.budget or validate.EffectBudget()
+    made_under = subject.artifact.manifest.options if subject.artifact else {}
+    budget = limits.budget or deriving.budget_of(made_under)
+    essential = tuple(case for case in plan.cases if case.essential)
     effects = validate.measure_effects(
         subject.open,
         original(checkpoint, "float64", subject.spec, device),
-        _texts(subject.spec, checkpoint.root) or plan.cases[:8],
+        deriving.text_cases(subject.spec, checkpoint.root) or essential,
         spec=subject.spec,
         budget=budget,
     )

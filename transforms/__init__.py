@@ -46,10 +46,12 @@ class Transform(ABC):
     Attributes:
         lossy: whether the result is less precise, and so is judged against its own precision.
         measures: whether it runs the graph on ``options["samples"]``, a list of feeds.
+        relaxes: whether ``options["keep"]`` makes the result more precise, at some cost.
     """
 
     lossy: ClassVar[bool] = False
     measures: ClassVar[bool] = False
+    relaxes: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
