@@ -44,6 +44,11 @@ class Output:
         if not self.quiet:
             print(text, file=sys.stderr)
 
+    def aside(self, view: RenderableType) -> None:
+        """Something to read beside the result, on stderr."""
+        if not self.quiet:
+            _console(stderr=True).print(view)
+
     def error(self, error: ModelportError) -> None:
         """Report an error where the reader of this run looks for it."""
         if self.as_json:

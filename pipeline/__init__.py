@@ -6,6 +6,7 @@ what opens them from :mod:`..runtimes`.
 
 from __future__ import annotations
 
+from .benchmarking import Grid, against, bench, open_path
 from .exporting import default_output, export
 from .opening import open_artifact, open_session
 from .request import ModelRequest
@@ -13,12 +14,16 @@ from .subjects import named
 from .validating import Limits, parity_report, validate_artifact
 
 __all__ = [
+    "Grid",
     "Limits",
     "ModelRequest",
+    "against",
+    "bench",
     "default_output",
     "export",
     "named",
     "open_artifact",
+    "open_path",
     "open_session",
     "parity_report",
     "validate_artifact",

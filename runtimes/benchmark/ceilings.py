@@ -87,9 +87,28 @@ def count_flops(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> in
     empty = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
     shapes = tuple(torch.empty_like(value, device="meta") for value in inputs)
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with counter, _undecided(), torch.no_grad():
         functional_call(module, empty, shapes)
     return int(counter.get_total_flops())
+
+
+def _undecided() -> TorchDispatchMode:
+    """Answers every question about a value with zero, since a tensor without data has none.
+
+    Masks ask whether nothing is padded; "no" takes the path that computes with the mask.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Undecided(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is torch.ops.aten._local_scalar_dense.default:
+                return 0
+            return func(*args, **(kwargs or {}))
+
+    return Undecided()
 
 
 def measure(threads: int, device: str = "cpu") -> Ceilings:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
 
     from . import statistics as st
     from .against import RunComparison
@@ -62,19 +62,23 @@ def footnotes(report: RunReport) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def print_report(report: RunReport, console: Console) -> None:
-    """Print all tables and notes on a rich console."""
-    for table in tables(report):
-        _print(table, console)
-    for line in footnotes(report):
-        console.print(line, style="dim", markup=False, highlight=False)
+def renderable(report: RunReport) -> RenderableType:
+    """All tables and notes, for a rich console."""
+    from rich.console import Group
+    from rich.text import Text
+
+    notes = [Text(line, style="dim") for line in footnotes(report)]
+    return Group(*map(_rich, tables(report)), *notes)
 
 
-def print_comparison(comparison: RunComparison, console: Console) -> None:
-    """Print what changed between two runs."""
-    _print(comparison_table(comparison), console)
-    if not comparison.same_machine:
-        console.print("the two runs were made in different environments", style="yellow")
+def comparison_renderable(comparison: RunComparison) -> RenderableType:
+    """What changed between two runs, for a rich console."""
+    from rich.console import Group
+    from rich.text import Text
+
+    note = () if comparison.same_machine else (
+        Text("the two runs were made in different environments", style="yellow"),)
+    return Group(_rich(comparison_table(comparison)), *note)
 
 
 def comparison_table(comparison: RunComparison) -> Table:
@@ -106,7 +110,7 @@ def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-def _print(table: Table, console: Console) -> None:
+def _rich(table: Table) -> RenderableType:
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -115,7 +119,7 @@ def _print(table: Table, console: Console) -> None:
         shown.add_column(name, overflow="fold")
     for row in table.rows:
         shown.add_row(*map(Text, row))
-    console.print(shown)
+    return shown
 
 
 def _advice(advice: Recommendation) -> tuple[str, ...]:

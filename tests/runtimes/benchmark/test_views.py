@@ -36,7 +36,7 @@ def report(tmp_path):
 
 def test_the_terminal_shows_every_row_its_verdict_and_the_answer_first(report):
     stream = io.StringIO()
-    views.print_report(report, Console(file=stream, width=250))
+    Console(file=stream, width=250).print(views.renderable(report))
     text = stream.getvalue()
     assert text.index("Recommendations") < text.index("sequence 8")
     for expected in ("stable", "no such package", "n too small", "faster: ×0.5", "noise floor",
