@@ -145,7 +145,8 @@ def _export_command(name: str) -> click.Command:
 def _option(field: dataclasses.Field[Any]) -> Callable[[Command], Command]:
     """A command-line option from one field of an exporter's options."""
     choices = field.metadata.get("choices")
-    kind = click.Choice(choices) if choices else {"int": int, "bool": bool}.get(str(field.type), str)
+    plain = {"int": int, "bool": bool}.get(str(field.type), str)
+    kind = click.Choice(choices) if choices else plain
     name = "--" + field.name.replace("_", "-")
     return click.option(name, field.name, type=kind, default=field.default, show_default=True,
                         help=field.metadata.get("help", ""))

@@ -111,7 +111,8 @@ def describe(answer: dict[str, Any]) -> str:
         head = ", ".join(f"{x:+.4f}" for x in found[:6])
         lines.append(f"embedding: {len(found)} numbers, [{head}, …]")
     elif answer["task"] == "fill-mask":
-        lines += ["  ".join(f"{a['token'].strip()} {a['score']:.3f}" for a in mask) for mask in found]
+        for answers in found:
+            lines.append("  ".join(f"{a['token'].strip()} {a['score']:.3f}" for a in answers))
     elif found:
         lines += [f"{a['label']} {a['score']:.3f}" for a in found]
     return "\n".join(lines)

@@ -83,9 +83,9 @@ def compare(python: Path, checkpoint: Path, opset: int, rounds: int) -> dict[str
 
 def large(directory: Path, *, hidden: int, layers: int, dtype: str, shards: int) -> Path:
     """Write a seeded BERT encoder shard by shard; memory holds one tensor at a time."""
-    from ml_dtypes import bfloat16
     import numpy as np
     import torch
+    from ml_dtypes import bfloat16
     from modelport.artifacts.weights import write_safetensors
     from transformers import BertConfig, BertModel
 
@@ -143,10 +143,10 @@ def disk_speed(size_gb: float) -> float:
 
 def exports_of_large(rounds: int) -> list[dict[str, Any]]:
     cases = (
-        ("3.5 GB, fp32, 4 shards", WORK / "large-3.5", dict(hidden=2048, layers=16,
-                                                            dtype="float32", shards=4)),
-        ("13 GB, bf16, 8 shards", WORK / "large-13", dict(hidden=4096, layers=32,
-                                                          dtype="bfloat16", shards=8)),
+        ("3.5 GB, fp32, 4 shards", WORK / "large-3.5", {
+            "hidden": 2048, "layers": 16, "dtype": "float32", "shards": 4}),
+        ("13 GB, bf16, 8 shards", WORK / "large-13", {
+            "hidden": 4096, "layers": 32, "dtype": "bfloat16", "shards": 8}),
     )
     found = []
     for name, directory, shape in cases:
@@ -220,7 +220,7 @@ def _cell(found: dict[str, Any], name: str, unit: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--large", action="store_true", help="3.5 GB and 13 GB; needs 60 GB of disk")
+    parser.add_argument("--large", action="store_true", help="3.5 and 13 GB; needs 60 GB of disk")
     parser.add_argument("--peer", type=Path, help="interpreter that has optimum-onnx already")
     chosen = parser.parse_args(arguments)
     WORK.mkdir(exist_ok=True)

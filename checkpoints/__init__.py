@@ -31,7 +31,8 @@ __all__ = [
     "tokenizer",
 ]
 
-_HOME = {"cache_root": "build", "Checkpoint": "model", "LoadedModel": "model", "Source": "model", "TensorRef": "model",
+_HOME = {"Checkpoint": "model", "LoadedModel": "model", "Source": "model", "TensorRef": "model",
+         "cache_root": "build",
          "load": "loader", "load_reference": "loader", "resolve": "resolver", "tokenize": "tokens",
          "tokenizer": "tokens", "has_tokenizer": "tokens", "Dtype": "model"}
 

@@ -209,6 +209,7 @@ def _work(source: Checkpoint | None) -> Callable[[Cell], Work | None]:
 
 def against(new: RunReport, old: Path, limit: float) -> RunComparison:
     """Compare a run with an older one, given as its directory, file, or a measured artifact."""
-    found: RunComparison = benchmark.compare_runs(new, benchmark.load_report(old), max_regression=limit)
+    before = benchmark.load_report(old)
+    found: RunComparison = benchmark.compare_runs(new, before, max_regression=limit)
     return found
 

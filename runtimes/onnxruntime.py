@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BackendUnavailable, UsageError
 from ..session import Placement, Session
@@ -24,7 +24,9 @@ LEVELS = ("disabled", "basic", "extended", "all")
 class OnnxRuntime(Runtime):
     formats = ("onnx",)
     suffixes = (".onnx",)
-    options = {"threads": 0, "spinning": True, "level": "all", "tf32": False, "cuda_graph": False}
+    options: ClassVar[Mapping[str, Any]] = {
+        "threads": 0, "spinning": True, "level": "all", "tf32": False, "cuda_graph": False,
+    }
 
     def unavailable(self, device: str = "cpu") -> str | None:
         try:

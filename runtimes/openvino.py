@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BackendUnavailable, UsageError
 from ..session import Placement, Session
@@ -25,7 +25,7 @@ CAPABILITIES = {"bf16": "BF16"}
 
 class OpenVino(Runtime):
     formats = ("onnx",)
-    options = {"threads": 0, "precision": "artifact"}
+    options: ClassVar[Mapping[str, Any]] = {"threads": 0, "precision": "artifact"}
 
     def unavailable(self, device: str = "cpu") -> str | None:
         from importlib.util import find_spec

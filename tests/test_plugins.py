@@ -16,7 +16,7 @@ def test_every_exporter_and_runtime_file_is_found_by_its_name() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="(?s)'nope'.*allowed: .*onnx"):
+    with pytest.raises(UsageError, match=r"(?s)'nope'.*allowed: .*onnx"):
         exporters.get("nope")
 
 

@@ -44,7 +44,7 @@ def test_wrong_feeds_are_named(change: dict, found: str, allowed: str) -> None:
 
 @pytest.mark.parametrize(("batch", "sequence"), [(0, 5), (65, 5), (1, 513)])
 def test_sizes_outside_the_range_are_refused(batch: int, sequence: int) -> None:
-    with pytest.raises(SpecError, match="is (0|65|513)"):
+    with pytest.raises(SpecError, match=r"is (0|65|513)"):
         SPEC.check(feeds(batch, sequence))
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from ..artifacts.manifest import ParitySummary
 from ..errors import UsageError
-from .effects import Effect, EffectBudget  # noqa: TC001
-from .matrix import LeftOut  # noqa: TC001
+from .effects import Effect, EffectBudget
+from .matrix import LeftOut
 from .rule import Gate, Rule, Verdict, worst
 
 if TYPE_CHECKING:

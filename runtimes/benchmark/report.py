@@ -6,7 +6,6 @@ A :class:`RunReport` holds the raw samples too; everything else in it is compute
 from __future__ import annotations
 
 # What the records name must exist at run time: pydantic reads their annotations.
-# ruff: noqa: TC001, TC003
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
     from . import statistics as st
     from .against import RunComparison
@@ -17,6 +17,10 @@ SHAPES = ("artifact", "runtime", "device", "batch", "p50", "p95", "p99", "rows/s
 PASSES = ("artifact", "runtime", "device", "batching", "per sentence", "sentences/s", "with text",
           "tokens/s", "padding", "against", "peak memory", "verdict", "parity")
 COLD = ("artifact", "runtime", "device", "work", "open", "first call", "second call", "warm")
+
+SPARE = ("p99", "not told apart", "second call", "with text", "peak memory", "p95", "device",
+         "of GEMM", "tokens/s", "note", "why", "runtime")
+"""Columns that a narrow terminal can do without, the least needed first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ def renderable(report: RunReport) -> RenderableType:
     from rich.text import Text
 
     notes = [Text(line, style="dim") for line in footnotes(report)]
-    return Group(*map(_rich, tables(report)), *notes)
+    return Group(*map(_Fitting, tables(report)), *notes)
 
 
 def comparison_renderable(comparison: RunComparison) -> RenderableType:
@@ -78,7 +82,7 @@ def comparison_renderable(comparison: RunComparison) -> RenderableType:
 
     note = () if comparison.same_machine else (
         Text("the two runs were made in different environments", style="yellow"),)
-    return Group(_rich(comparison_table(comparison)), *note)
+    return Group(_Fitting(comparison_table(comparison)), *note)
 
 
 def comparison_table(comparison: RunComparison) -> Table:
@@ -110,16 +114,38 @@ def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-def _rich(table: Table) -> RenderableType:
-    from rich.table import Table as RichTable
-    from rich.text import Text
+@dataclass(frozen=True, slots=True)
+class _Fitting:
+    """A table that gives up its least needed columns where the terminal is narrow.
 
-    shown = RichTable(title=table.title, title_justify="left")
-    for name in table.columns:
-        shown.add_column(name, overflow="fold")
-    for row in table.rows:
-        shown.add_row(*map(Text, row))
-    return shown
+    What it leaves out is in the page, in Markdown and in the JSON.
+    """
+
+    table: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.measure import Measurement
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        dropped = {name for index, name in enumerate(self.table.columns)
+                   if not any(row[index] for row in self.table.rows)}
+        for spare in ("", *SPARE):
+            dropped.add(spare)
+            shown = RichTable(title=self.table.title, title_justify="left", box=None,
+                              pad_edge=False, header_style="bold")
+            keep = [i for i, name in enumerate(self.table.columns) if name not in dropped]
+            for index in keep:
+                shown.add_column(self.table.columns[index], overflow="fold")
+            for row in self.table.rows:
+                # A verdict's reasons are long; its word is what a table can say.
+                shown.add_row(*(Text(row[i].split(": ")[0] if self.table.columns[i] == "verdict"
+                                     else row[i]) for i in keep))
+            natural = Measurement.get(console, options.update(max_width=1 << 12), shown)
+            if natural.maximum <= options.max_width:
+                break
+        yield shown
+        yield Text("")
 
 
 def _advice(advice: Recommendation) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from modelport import artifacts, checkpoints, exporters, pipeline
+from modelport import checkpoints, exporters, pipeline
 from modelport.artifacts import onnx_files
 from modelport.errors import ClaimError, UsageError
 from modelport.exporters import _onnx_capture

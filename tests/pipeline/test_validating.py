@@ -15,7 +15,9 @@ from modelport.exporters.onnx import OnnxOptions
 
 
 @pytest.fixture(scope="module")
-def made(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def made(
+    tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
     """``made(name, seed, **options)`` → an exported tiny BERT, not validated."""
     root = tmp_path_factory.mktemp("made")
 
