@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from .. import plugins
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
     from ..artifacts import Artifact
     from ..checkpoints.model import Attention, LoadedModel
     from ..spec import ModelSpec
 
 Options = TypeVar("Options")
+
+NOTIFY: ContextVar[Callable[[str], None]] = ContextVar("notify", default=lambda _: None)
+"""Receives short sentences of progress from an export that takes minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,10 @@ class Exporter(ABC, Generic[Options]):
     @abstractmethod
     def strategies(self, options: Options) -> tuple[str, ...]:
         """Ways to capture the graph, from cheapest to dearest; tried until one passes parity."""
+
+    def parent_options(self, options: Options) -> Any:
+        """Options of the :attr:`parent`'s exporter; asked for where there is a parent."""
+        raise NotImplementedError(f"{self.name} has no parent")
 
     def base(self, options: Options) -> Options:
         """What to export before :meth:`derivations` are applied: the artifact in float32."""

@@ -8,17 +8,21 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import artifacts, errors, exporters, transforms
 from ..errors import ClaimError, ExportError, ModelportError, ParityError, UsageError
+from ..exporters import NOTIFY
 from . import deriving
-from .request import ModelRequest, Notify
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..artifacts import Artifact, Attempt
     from ..checkpoints import Checkpoint, LoadedModel
+    from .request import ModelRequest, Notify
 
 
 STEPS = ".steps"
@@ -54,16 +58,18 @@ def export(
     exporter = exporters.get(format)
     options = exporter.options_type() if options is None else options
     exporter.check(options)
-    with artifacts.stage(output, force=force) as staging:
+    with ExitStack() as stack:
+        staging = stack.enter_context(artifacts.stage(output, force=force))
         notify(f"finding {request.model}")
         checkpoint = request.resolve()
         notify("reading the architecture")
         model = _load(checkpoint, exporter.attention(options))
+        parent = stack.enter_context(_parent(exporter, request, output, options, validate, notify))
         attempts: list[Attempt] = []
         for strategy in exporter.strategies(options):
             _empty(staging.root)
             attempt = _attempt(
-                exporter, model, staging.root, options, strategy, attempts, validate, notify
+                exporter, model, staging.root, options, strategy, attempts, validate, notify, parent
             )
             attempts.append(attempt)
             if attempt.outcome == "kept":
@@ -71,6 +77,36 @@ def export(
         rejected = attempts[-1].outcome == "rejected"
         where = _reject(staging, attempts) if rejected else None
     raise _no_strategy_left(attempts, where)
+
+
+@contextmanager
+def _parent(
+    exporter: exporters.Exporter[Any],
+    request: ModelRequest,
+    output: Path,
+    options: Any,
+    validate: bool,
+    notify: Notify,
+) -> Iterator[Artifact | None]:
+    """The artifact an exporter builds from, proven like any other; gone when the block is left."""
+    if exporter.parent is None:
+        yield None
+        return
+    wanted = exporter.parent_options(options)
+    with artifacts.stage(output.with_name(f".{output.name}.parent")) as workshop:
+        place = workshop.root / exporter.parent
+        try:
+            yield export(
+                exporter.parent, request, place, wanted, validate=validate,
+                notify=lambda text: notify(f"{exporter.parent}: {text}"),
+            )
+        except ParityError as error:
+            if place.exists():  # not the parent's: raised inside the block
+                raise
+            raise ParityError(
+                f"the {exporter.parent} artifact to build from failed: {error.found}",
+                hint=f"modelport export {exporter.parent} --model {request.model}",
+            ) from error
 
 
 def _reject(staging: artifacts.Staging, attempts: list[Attempt]) -> Path:
@@ -97,6 +133,7 @@ def _attempt(
     before: list[Attempt],
     validate: bool,
     notify: Notify,
+    parent: Artifact | None,
 ) -> Attempt:
     """Export by one strategy into ``root``, derive what was asked for, and judge the result."""
     start = time.monotonic()
@@ -112,7 +149,8 @@ def _attempt(
         try:
             if step is None:
                 notify(f"capturing the graph ({strategy})")
-                artifact = _first(exporter, model, place, exporter.base(options), strategy)
+                NOTIFY.set(notify)
+                artifact = _first(exporter, model, place, exporter.base(options), strategy, parent)
             else:
                 assert artifact is not None
                 notify(f"applying {step.transform}")
@@ -168,9 +206,10 @@ def _first(
     root: Path,
     options: Any,
     strategy: str,
+    parent: Artifact | None,
 ) -> Artifact:
-    """Export from the checkpoint into ``root``, read it back, and write its manifest."""
-    exporter.export(model, None, root, options, strategy)
+    """Export into ``root``, read it back, and write its manifest."""
+    exporter.export(model, parent, root, options, strategy)
     written = exporter.read_back(model, root, options)
     for sidecar in model.sidecars:
         shutil.copyfile(sidecar, root / sidecar.name)
@@ -182,13 +221,18 @@ def _first(
         facts={"strategy": strategy, "traced": model.spec.check(model.samples), **written.facts},
         tools=tool_versions(),
         files=artifacts.collect(root),
+        target=written.target,
+        parent=parent.manifest.identity if parent else None,
+        lineage=(*parent.manifest.lineage, deriving.ancestor(parent)) if parent else (),
     )
     return artifacts.write_manifest(root, manifest)
 
 
 def _validate_in_child(root: Path) -> artifacts.Manifest:
     """Validate in a fresh process, so that neither side's memory adds to the other's."""
-    command = [sys.executable, "-m", "modelport", "validate", str(root), "--quiet", "--json"]
+    device = artifacts.read(root).manifest.target.get("device", "cpu")
+    command = [sys.executable, "-m", "modelport", "validate", str(root), "--quiet", "--json",
+               "--device", device]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode not in (0, ParityError.exit_code):
         raise _error_of_child(done)
@@ -236,7 +280,8 @@ def tool_versions() -> dict[str, str]:
     """Versions of what makes an artifact, without importing any of it."""
     from importlib.metadata import PackageNotFoundError, version
 
-    packages = ("modelport", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxsim")
+    packages = ("modelport", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxsim",
+                "tensorrt")
     found = {"python": sys.version.split()[0]}
     for package in packages:
         try:
