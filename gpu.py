@@ -6,6 +6,7 @@ records are needed to look at an artifact; nothing here is imported before it is
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,8 +128,7 @@ def machine() -> Machine:
 def driver_version() -> str:
     """Version of the NVIDIA driver, from NVML or the kernel module; ``unknown`` without either."""
     try:
-        import pynvml
-
+        pynvml = importlib.import_module("pynvml")
         pynvml.nvmlInit()
         try:
             found = pynvml.nvmlSystemGetDriverVersion()
@@ -149,7 +149,8 @@ def new_stream() -> Any:
     """A CUDA stream of its own; its handle is the attribute ``cuda_stream``."""
     import torch
 
-    return torch.cuda.Stream()
+    make: Any = torch.cuda.Stream  # has no annotations
+    return make()
 
 
 def refusal(target: Mapping[str, str], here: Machine) -> str | None:

@@ -1,0 +1,496 @@
+"""Engines are built right on both majors of TensorRT, as far as a double of them can tell."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorrt_world
+from modelport import artifacts, checkpoints, gpu, pipeline, profiles
+from modelport.errors import (
+    BackendUnavailable,
+    ClaimError,
+    ExportError,
+    StorageError,
+    UsageError,
+)
+from modelport.exporters import _tensorrt_build as building
+from modelport.exporters import _tensorrt_precision as precision
+from modelport.exporters.tensorrt import EXPORTER, LAYERS, LOG, TIMING, TIMINGS, TensorRTOptions
+from tensorrt_world import World
+
+SMALL: dict[str, Any] = {"batch_profiles": "1,2,4", "seq_lens": "1:8:40"}
+
+
+@pytest.fixture(params=["10", "11"])
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> World:
+    return tensorrt_world.install(monkeypatch, request.param)
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Callable[..., Path]) -> checkpoints.LoadedModel:
+    return checkpoints.load(checkpoints.resolve(str(tiny("bert"))))
+
+
+@pytest.fixture(scope="module")
+def parents(
+    tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], artifacts.Artifact]:
+    """The ONNX artifact to build from, by dtype."""
+    from modelport.exporters.onnx import OnnxOptions
+
+    made: dict[str, artifacts.Artifact] = {}
+
+    def get(dtype: str) -> artifacts.Artifact:
+        if dtype not in made:
+            out = tmp_path_factory.mktemp(dtype) / "onnx"
+            request = pipeline.ModelRequest(str(tiny("bert")))
+            made[dtype] = pipeline.export(
+                "onnx", request, out, OnnxOptions(dtype=dtype), validate=False
+            )
+        return made[dtype]
+
+    return get
+
+
+@pytest.fixture
+def export(
+    world: World, model: checkpoints.LoadedModel, parents: Callable[[str], artifacts.Artifact],
+    tmp_path: Path,
+) -> Callable[..., Path]:
+    """Build engines into a new directory."""
+
+    def run(parent: str | None = None, **options: Any) -> Path:
+        chosen = TensorRTOptions(**{**SMALL, **options})
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        EXPORTER.export(model, parents(parent or chosen.dtype), out, chosen, "build")
+        return out
+
+    return run
+
+
+def test_the_network_is_strongly_typed(world: World, export: Callable[..., Path]) -> None:
+    export()
+    flags = [call["flags"] for call in world.trt.called("Builder.create_network")]
+    assert flags == ([2] if world.trt.__version__.startswith("10") else [0])
+
+
+def test_no_precision_flag_is_set_and_tf32_is_off(
+    world: World, export: Callable[..., Path]
+) -> None:
+    export(dtype="fp16")
+    assert world.trt.called("IBuilderConfig.set_flag") == []
+    cleared = [call["flag"].name for call in world.trt.called("IBuilderConfig.clear_flag")]
+    assert cleared == ["TF32"]
+
+
+def test_profiles_have_min_opt_and_max_of_their_bucket(
+    world: World, export: Callable[..., Path]
+) -> None:
+    export()
+    shapes = [(c["min"], c["opt"], c["max"])
+              for c in world.trt.called("IOptimizationProfile.set_shape")
+              if c["input"] == "input_ids"]
+    assert shapes == [((1, 1), (1, 8), (1, 40)), ((2, 1), (2, 8), (2, 40)),
+                      ((3, 1), (4, 8), (4, 40))]
+    names = {c["input"] for c in world.trt.called("IOptimizationProfile.set_shape")}
+    assert names == {"input_ids", "attention_mask", "token_type_ids"}
+    assert len(world.trt.called("IBuilderConfig.add_optimization_profile")) == 3
+
+
+@pytest.mark.parametrize(
+    ("layout", "files"),
+    [("auto", 1), ("multi-profile", 1), ("engine-per-profile", 3)],
+)
+def test_layouts(export: Callable[..., Path], layout: str, files: int) -> None:
+    out = export(layout=layout)
+    assert len(list(out.glob("*.engine"))) == files
+
+
+def test_a_fixed_shape_is_one_profile_with_equal_bounds(
+    world: World, export: Callable[..., Path], model: checkpoints.LoadedModel
+) -> None:
+    out = export(batch_profiles="8:8:8", seq_lens="16")
+    calls = world.trt.called("IOptimizationProfile.set_shape")
+    assert {(c["min"], c["opt"], c["max"]) for c in calls} == {((8, 16),) * 3}
+    options = TensorRTOptions(batch_profiles="8:8:8", seq_lens="16")
+    written = EXPORTER.read_back(model, out, options)
+    assert (written.spec.dims["batch"].min, written.spec.dims["batch"].max) == (8, 8)
+
+
+def test_every_option_reaches_the_builder(world: World, export: Callable[..., Path]) -> None:
+    export(
+        workspace=64, opt_level=5, tf32=True, version_compatible=True, refit=True,
+        weight_streaming=True, hardware_compatible="ampere-plus",
+    )  # fmt: skip
+    flags = {c["flag"].name for c in world.trt.called("IBuilderConfig.set_flag")}
+    assert flags == {"TF32", "VERSION_COMPATIBLE", "REFIT", "WEIGHT_STREAMING"}
+    [limit] = world.trt.called("IBuilderConfig.set_memory_pool_limit")
+    assert (limit["pool"].name, limit["pool_size"]) == ("WORKSPACE", 64 << 20)
+    assert world.trt.called("IBuilderConfig.builder_optimization_level=") == [{"value": 5}]
+    [level] = world.trt.called("IBuilderConfig.hardware_compatibility_level=")
+    assert level["value"].name == "AMPERE_PLUS"
+
+
+def test_what_is_not_asked_for_is_left_alone(world: World, export: Callable[..., Path]) -> None:
+    export()
+    for method in ("set_memory_pool_limit", "hardware_compatibility_level="):
+        assert world.trt.called(f"IBuilderConfig.{method}") == []
+
+
+def test_no_call_that_11_removed_is_made(world: World, export: Callable[..., Path]) -> None:
+    """The double of 11 would raise; on 10 the same calls are made."""
+    export(dtype="fp16")
+    made = {(kind, method) for kind, method, _ in world.trt.calls}
+    removed = {("Builder", "platform_has_fast_fp16"), ("OnnxParser", "supports_model"),
+               ("ICudaEngine", "create_execution_context_without_device_memory")}
+    assert not made & removed
+    assert ("OnnxParser", "parse_from_file") in made
+
+
+@pytest.mark.parametrize(("dtype", "word"), [("fp32", "float32"), ("fp16", "float16"),
+                                             ("bf16", "bfloat16")])
+def test_read_back_states_precision_profiles_and_target(
+    world: World, export: Callable[..., Path], model: checkpoints.LoadedModel, dtype: str, word: str
+) -> None:
+    out = export(dtype=dtype)
+    written = EXPORTER.read_back(model, out, TensorRTOptions(**SMALL, dtype=dtype))
+    assert written.facts.get("precision", "float32") == word
+    assert set(written.facts["layers"]) == {f"model.engine profile {i}" for i in range(3)}
+    for counts in written.facts["layers"].values():
+        assert max(counts, key=counts.__getitem__) == word
+    assert written.facts["engines"] == [{"file": "model.engine", "profiles": [
+        {"batch": [1, 1, 1], "sequence": [1, 8, 40]}, {"batch": [2, 2, 2], "sequence": [1, 8, 40]},
+        {"batch": [3, 4, 4], "sequence": [1, 8, 40]}]}]  # fmt: skip
+    assert written.target["gpu"] == "Test GPU 9000"
+    assert written.target["compute_capability"] == "9.0"
+    assert written.target["tensorrt"] == world.trt.__version__
+    assert written.target["driver"] == "580.65"
+    assert {t.dtype for t in written.spec.inputs} == {"int64"}
+
+
+def test_float32_layers_where_fp16_was_asked_for_fail_with_their_names(
+    world: World, export: Callable[..., Path], model: checkpoints.LoadedModel
+) -> None:
+    world.forgets_precision = True
+    out = export(dtype="fp16")
+    with pytest.raises(ClaimError, match=r"(?s)do not compute in float16: .*MatMul.*\(float32\)"):
+        EXPORTER.read_back(model, out, TensorRTOptions(**SMALL, dtype="fp16"))
+
+
+def test_a_weakly_typed_network_would_be_found_out(
+    world: World, export: Callable[..., Path], model: checkpoints.LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On 10, a network without the flag builds in float32 without a word."""
+    monkeypatch.setattr(gpu, "major", lambda _: 11)
+    out = export(dtype="fp16")
+    options = TensorRTOptions(**SMALL, dtype="fp16")
+    if world.trt.__version__.startswith("10"):
+        with pytest.raises(ClaimError, match="do not compute in float16"):
+            EXPORTER.read_back(model, out, options)
+    else:
+        EXPORTER.read_back(model, out, options)
+
+
+def test_half_layers_where_fp32_was_asked_for_fail(
+    export: Callable[..., Path], model: checkpoints.LoadedModel
+) -> None:
+    out = export("fp16")
+    with pytest.raises(ClaimError, match="do not compute in float32"):
+        EXPORTER.read_back(model, out, TensorRTOptions(**SMALL))
+
+
+def test_other_profiles_than_asked_for_fail(
+    export: Callable[..., Path], model: checkpoints.LoadedModel
+) -> None:
+    out = export()
+    with pytest.raises(ClaimError, match=r"profile 2 of model\.engine has input_ids"):
+        EXPORTER.read_back(model, out, TensorRTOptions(batch_profiles="1,2,8", seq_lens="1:8:40"))
+    with pytest.raises(ClaimError, match="has 3 profiles"):
+        EXPORTER.read_back(model, out, TensorRTOptions(batch_profiles="1,2", seq_lens="1:8:40"))
+
+
+def test_parser_errors_are_all_printed_with_their_nodes(
+    world: World, export: Callable[..., Path]
+) -> None:
+    world.parser_errors = [("NonZero", "/mask/NonZero", 7, "unsupported"),
+                           ("", "", 9, "no such plugin")]  # fmt: skip
+    with pytest.raises(ExportError) as caught:
+        export()
+    assert "NonZero '/mask/NonZero' (node 7): unsupported" in str(caught.value)
+    assert "node 9: no such plugin" in str(caught.value)
+
+
+def test_nothing_from_the_builder_is_an_error_with_its_reason(
+    world: World, export: Callable[..., Path]
+) -> None:
+    world.build_fails = True
+    with pytest.raises(ExportError, match="Could not find any implementation for node"):
+        export()
+
+
+def test_a_full_disk_is_a_storage_error(
+    world: World, export: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = building.stream_writer
+
+    class Full:
+        def write(self, data: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(building, "stream_writer", lambda trt, file: original(trt, Full()))
+    with pytest.raises(StorageError):
+        export()
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_ends_the_build(
+    world: World, export: Callable[..., Path], how: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(number: int, frame: object) -> None:
+        raise how
+
+    world.stuck = True
+    before = signal.signal(signal.SIGINT, stop)
+    timer = threading.Timer(1.0, signal.raise_signal, (signal.SIGINT,))
+    try:
+        timer.start()
+        with pytest.raises(how):
+            export()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not [t for t in threading.enumerate() if t.name == "tensorrt-builder" and t.is_alive()]
+
+
+def test_progress_is_reported_and_a_broken_report_does_not_break_the_build(
+    world: World, export: Callable[..., Path]
+) -> None:
+    from modelport.exporters import NOTIFY
+
+    heard: list[str] = []
+
+    def notify(text: str) -> None:
+        heard.append(text)
+        if "1 of" in text:
+            raise RuntimeError
+
+    token = NOTIFY.set(notify)
+    try:
+        export()
+    finally:
+        NOTIFY.reset(token)
+    assert heard == ["building model.engine", "model.engine: Building (0 of 2)",
+                     "model.engine: Building (1 of 2)", "model.engine: Building (2 of 2)"]
+
+
+def test_the_timing_cache_is_kept_beside_the_artifacts_and_used_again(
+    world: World, export: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = export()
+    [kept] = (tmp_path / TIMINGS).iterdir()
+    version = world.trt.__version__
+    assert kept.name == f"test-gpu-9000-9.0-tensorrt-{version}.timing"
+    assert (out / TIMING).read_bytes() == kept.read_bytes()
+    before = kept.read_bytes()
+    export()
+    assert kept.read_bytes() == before + b"t"
+    kept.write_bytes(b"of another GPU")
+    export()  # refused by TensorRT, which starts with an empty one
+    assert kept.read_bytes() == before
+
+
+def test_the_log_names_no_directory(export: Callable[..., Path], tmp_path: Path) -> None:
+    text = (export() / LOG).read_text()
+    assert "Test GPU 9000" in text
+    assert "/" not in building.log_text([f"info: {tmp_path}: parsed"], tmp_path)
+
+
+def test_stripped_engines_keep_the_graph_beside_them(
+    world: World, export: Callable[..., Path], model: checkpoints.LoadedModel
+) -> None:
+    out = export(strip_plan=True)
+    assert (out / "model.onnx").exists()
+    assert (out / "model.safetensors").exists()
+    written = EXPORTER.read_back(model, out, TensorRTOptions(**SMALL, strip_plan=True))
+    assert written.facts["weights"] == "beside the engines"
+    assert world.trt.called("Refitter.refit_cuda_engine")
+
+
+def test_a_version_compatible_engine_is_read_back(
+    export: Callable[..., Path], model: checkpoints.LoadedModel
+) -> None:
+    out = export(version_compatible=True)
+    written = EXPORTER.read_back(model, out, TensorRTOptions(**SMALL, version_compatible=True))
+    assert written.target["version_compatible"] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"opt_level": 6}, "optimisation level 6"), ({"workspace": -1}, "-1 MiB"),
+     ({"batch_profiles": "4,2"}, "--batch-profiles"), ({"seq_lens": "9:1"}, "--seq-lens"),
+     ({"opset": 9}, "opset 9"), ({"dtype": "bf16", "opset": 12}, "opset 12")],
+)  # fmt: skip
+def test_options_that_cannot_work_are_refused_before_any_work(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        EXPORTER.check(TensorRTOptions(**options))
+
+
+def test_lengths_beyond_the_model_are_refused(
+    export: Callable[..., Path], model: checkpoints.LoadedModel
+) -> None:
+    with pytest.raises(UsageError, match=r"(?s)--seq-lens.*1 to 40"):
+        export(seq_lens="1:128:512")
+
+
+def test_without_tensorrt_the_command_says_so_in_one_sentence() -> None:
+    try:
+        import tensorrt  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        pytest.skip("TensorRT is installed here")
+    with pytest.raises(BackendUnavailable) as caught:
+        EXPORTER.check(TensorRTOptions())
+    assert str(caught.value) == (
+        'TensorRT is not installed here; install it with pip install "modelport[tensorrt]"'
+    )
+    assert caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize(("version", "fine"), [
+    ("10.16.1.11", True), ("11.4.0.106", True), ("10.15.9.1", False), ("9.3.0", False),
+    ("12.0.0", False)])  # fmt: skip
+def test_versions(version: str, fine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    from types import SimpleNamespace
+
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__=version))
+    if fine:
+        assert gpu.tensorrt().__version__ == version
+    else:
+        with pytest.raises(BackendUnavailable, match=f"TensorRT {version} is not supported"):
+            gpu.tensorrt()
+
+
+def test_the_whole_chain_from_the_checkpoint(
+    world: World, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    artifact = pipeline.export(
+        "tensorrt", pipeline.ModelRequest(str(tiny("bert"))), out,
+        TensorRTOptions(**SMALL, dtype="fp16"), validate=False,
+    )
+    manifest = artifacts.verify(out).manifest
+    assert {"model.engine", TIMING, LOG, LAYERS, "config.json"} <= set(manifest.files)
+    assert "model.onnx" not in manifest.files
+    assert [a.made_by for a in manifest.lineage] == ["export", "cast"]
+    assert manifest.parent == manifest.lineage[-1].identity
+    assert manifest.target["gpu"] == "Test GPU 9000"
+    assert manifest.facts["precision"] == "float16"
+    assert profiles.from_record(manifest.facts["engines"], artifact.spec)
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith("cache")) == [
+        TIMINGS, "out"]  # fmt: skip
+    text = (out / "manifest.json").read_text()
+    assert str(tmp_path) not in json.dumps({k: v for k, v in json.loads(text).items()
+                                            if k != "source"})
+
+
+# --- precision ----------------------------------------------------------------------------------
+
+
+def report(*layers: dict[str, Any]) -> str:
+    return json.dumps({"Layers": list(layers), "Bindings": []})
+
+
+def layer(kind: str, name: str, reads: list[str], field: str = "Format/Datatype",
+          **extra: Any) -> dict[str, Any]:  # fmt: skip
+    return {"Name": name, "LayerType": kind, "Inputs": [{"Name": "x", field: r} for r in reads],
+            "Outputs": [{"Name": "y", field: reads[0]}], **extra}
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [("Half", "float16"), ("Row major linear FP16 format", "float16"), ("Float", "float32"),
+     ("Row major linear FP32 format (kLINEAR)", "float32"), ("BFloat16", "bfloat16"),
+     ("Row major linear BF16", "bfloat16"), ("FP8", "float8"),
+     ("Thirty-two wide channel vectorized row major Int8 format", "int8"),
+     ("Int64", ""), ("UInt8", ""), ("Bool", ""), ("N/A due to dynamic shapes", "")],
+)  # fmt: skip
+def test_words_of_the_inspector(word: str, wanted: str) -> None:
+    [found] = precision.parse(report(layer("gemm", "a", [word])))
+    assert found.reads == ({wanted} if wanted else set())
+
+
+def test_version_11_has_the_type_in_a_field_of_its_own() -> None:
+    entry = layer("gemm", "a", ["Half"], "DataType")
+    entry["Inputs"][0]["Format"] = "Row major linear FP32 format (kLINEAR)"
+    [found] = precision.parse(report(entry))
+    assert found.reads == {"float16"}
+
+
+def test_only_what_multiplies_is_judged() -> None:
+    layers = precision.parse(report(
+        layer("gemm", "a", ["Half"]),
+        layer("kgen", "__myl_MeanSubMul", ["Float"]), layer("kgen", "softmax", ["Float"]),
+        layer("Reformat", "Reformatting CopyNode for Input Tensor 0 to MatMul_3", ["Float"]),
+        layer("CaskConvolution", "c", ["Float"], Weights={"Type": "Half", "Count": 9}),
+    ))  # fmt: skip
+    assert precision.require(layers, "float16", "e") == {"float16": 2}
+
+
+def test_an_engine_of_fused_layers_without_products_is_judged_by_all() -> None:
+    layers = precision.parse(report(layer("kgen", "a", ["Float"]), layer("kgen", "b", ["Float"])))
+    with pytest.raises(ClaimError, match="2 of 2 layers"):
+        precision.require(layers, "float16", "e")
+
+
+@pytest.mark.parametrize("halves", [0, 1, 2])
+def test_at_least_half_must_be_of_the_type_asked_for(halves: int) -> None:
+    layers = precision.parse(report(*(
+        layer("gemm", f"g{i}", ["Half" if i < halves else "Float"]) for i in range(3)
+    )))  # fmt: skip
+    if halves == 2:
+        assert precision.require(layers, "float16", "e") == {"float16": 2, "float32": 1}
+    else:
+        with pytest.raises(ClaimError, match=rf"{3 - halves} of 3 .*g2 \(float32\)"):
+            precision.require(layers, "float16", "e")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"Layers": ["a", "b"]}', report(layer("gemm", "a", ["N/A"]))]
+)
+def test_an_engine_that_does_not_say_is_refused(text: str) -> None:
+    with pytest.raises(ClaimError):
+        precision.require(precision.parse(text), "float16", "e")
+
+
+# --- with a GPU ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real() -> None:
+    if reason := gpu.unavailable():
+        pytest.skip(reason)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_a_real_engine_is_built_and_proven_on_every_profile(
+    real: None, dtype: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    artifact = pipeline.export(
+        "tensorrt", pipeline.ModelRequest(str(tiny("bert"))), out,
+        TensorRTOptions(**SMALL, dtype=dtype),
+    )
+    assert artifact.manifest.proven
