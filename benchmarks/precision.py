@@ -1,0 +1,191 @@
+"""What reduced precision keeps and gains: similarities on real weights, size, and speed.
+
+    python benchmarks/precision.py quality --output benchmarks/results/precision-quality.json
+    python benchmarks/precision.py speed   --output benchmarks/results/precision-speed.json
+
+quality: `demo`, 200 English sentences from the standard library's own documentation, mean-pooled
+embeddings; Spearman's correlation of all 19900 pairwise cosine similarities with those of the
+float32 artifact. speed: CamemBERT-base with seeded weights, sequence 128; one process for each
+measurement (thread pools of two sessions disturb each other), interleaved, ratios pair by pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import _paired
+import numpy as np
+
+VARIANTS: dict[str, dict[str, str]] = {
+    "fp32": {},
+    "fp16": {"dtype": "fp16"},
+    "bf16": {"dtype": "bf16"},
+    "int8-dynamic, 20 dB": {"quantize": "int8-dynamic"},
+    "int8-dynamic, all layers": {"quantize": "int8-dynamic", "budget": "sqnr_db=5"},
+    "int8-static, all layers": {"quantize": "int8-static", "budget": "sqnr_db=0"},
+}
+RUNTIME = {"bf16": "openvino"}
+SHAPES = ((1, 128), (8, 128), (32, 128))
+SENTENCES = 200
+
+
+def sentences() -> list[str]:
+    """200 sentences of 6 to 30 words, spread evenly over the standard library's topics."""
+    from pydoc_data.topics import topics
+
+    text = " ".join(" ".join(topics[name].split()) for name in sorted(topics))
+    found = [s for s in re.split(r"(?<=[.!?]) ", text)
+             if 6 <= len(s.split()) <= 30 and re.fullmatch(r"[A-Z][\w ,;:'’()-]+[.!?]", s)]
+    unique = list(dict.fromkeys(found))
+    return unique[:: len(unique) // SENTENCES][:SENTENCES]
+
+
+def export(model: str, name: str, out: Path, weights: str = "pretrained") -> Any:
+    from modelport import pipeline
+    from modelport.exporters.onnx import OnnxOptions
+
+    request = pipeline.ModelRequest(model, weights=weights)
+    return pipeline.export("onnx", request, out, OnnxOptions(opset=17, **VARIANTS[name]),
+                           force=True, validate=False)
+
+
+def embeddings(artifact: Any, runtime: str | None, texts: list[str]) -> np.ndarray:
+    from modelport import checkpoints, pipeline
+
+    rows = []
+    with pipeline.open_session(artifact, runtime=runtime) as session:
+        for start in range(0, len(texts), 8):
+            feeds = checkpoints.tokenize(artifact.root, texts[start : start + 8],
+                                         artifact.spec.input_names)
+            hidden = session.run(feeds)["last_hidden_state"].astype(np.float64)
+            mask = feeds["attention_mask"][..., None]
+            rows.append((hidden * mask).sum(axis=1) / mask.sum(axis=1))
+    made = np.concatenate(rows)
+    return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True))
+
+
+def quality() -> dict[str, Any]:
+    from scipy.stats import spearmanr
+
+    texts = sentences()
+    assert len(texts) == SENTENCES
+    upper = np.triu_indices(SENTENCES, 1)
+    result: dict[str, Any] = {"sentences": len(texts), "pairs": len(upper[0]), "variants": {}}
+    base: np.ndarray | None = None
+    with tempfile.TemporaryDirectory() as place:
+        for name in VARIANTS:
+            artifact = export("demo", name, Path(place, re.sub(r"\W+", "-", name)))
+            made = embeddings(artifact, RUNTIME.get(name), texts)
+            similarity = (made @ made.T)[upper]
+            base = similarity if base is None else base
+            facts = artifact.manifest.facts
+            layers = facts.get("quantize", {}).get("layers", {})
+            result["variants"][name] = {
+                "spearman": float(spearmanr(base, similarity).statistic),
+                "largest_difference": float(np.abs(base - similarity).max()),
+                "runtime": RUNTIME.get(name, "onnxruntime"),
+                "bytes": facts["weight_bytes"],
+                "layers_in_float": sum(layer["kept"] for layer in layers.values()),
+                "layers": len(layers),
+            } | ({"matrices": facts["quantize"]["matrix_bytes"] / facts["quantize"]["float_bytes"]}
+                 if layers else {})
+            print(name, result["variants"][name], file=sys.stderr)
+    return result
+
+
+def speed(repeats: int) -> dict[str, Any]:
+    names = ["fp32", "int8-dynamic, all layers", "bf16"]
+    raw: dict[str, dict[str, list[float]]] = {}
+    facts: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as place:
+        roots = {}
+        for name in names:
+            roots[name] = Path(place, re.sub(r"\W+", "-", name))
+            made = export("camembert-base", name, roots[name], "random").manifest.facts
+            facts[name] = {"bytes": made["weight_bytes"], "nodes": made["nodes"],
+                           "quantize": {k: v for k, v in made.get("quantize", {}).items()
+                                        if k.endswith("bytes")}}
+        for turn in range(repeats):
+            for shape in SHAPES:
+                for name in names[turn % 3 :] + names[: turn % 3]:
+                    took = measured(roots[name], RUNTIME.get(name), shape)
+                    raw.setdefault("x".join(map(str, shape)), {}).setdefault(name, []).append(took)
+                    print(turn, shape, name, round(1e3 * took, 1), "ms", file=sys.stderr)
+    ratios = {
+        shape: {
+            name: _spread([a / b for a, b in zip(times["fp32"], times[name], strict=True)])
+            for name in names[1:]
+        }
+        for shape, times in raw.items()
+    }
+    return {"seconds": raw, "times_fp32": ratios, "facts": facts}
+
+
+def measured(root: Path, runtime: str | None, shape: tuple[int, int]) -> float:
+    """Median seconds of a run, in a process of its own."""
+    import subprocess
+
+    command = [sys.executable, __file__, "one", "--root", str(root), "--shape",
+               f"{shape[0]}x{shape[1]}", "--runtime", runtime or "onnxruntime"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def one(root: Path, runtime: str, shape: tuple[int, int]) -> float:
+    from modelport import artifacts, pipeline
+
+    artifact = artifacts.read(root)
+    rng = np.random.default_rng(0)
+    feeds = {t.name: np.ones(shape, np.int64) if t.role == "mask" else
+             rng.integers(2, t.high or 2, shape) for t in artifact.spec.inputs}
+    with pipeline.open_session(artifact, runtime=runtime) as session:
+        launch = session.bind(feeds)
+        launch()
+        times = []
+        until = time.perf_counter() + 3
+        while len(times) < 3 or (time.perf_counter() < until and len(times) < 30):
+            start = time.perf_counter()
+            launch()
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"min": round(min(values), 3), "median": round(statistics.median(values), 3),
+            "max": round(max(values), 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("quality", "speed", "one"))
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--runtime", default="onnxruntime")
+    parser.add_argument("--shape", default="1x128")
+    chosen = parser.parse_args()
+    if chosen.what == "one":
+        batch, length = map(int, chosen.shape.split("x"))
+        print(one(chosen.root, chosen.runtime, (batch, length)))
+        return
+    found = quality() if chosen.what == "quality" else speed(chosen.repeats)
+    packages = ("modelport", "torch", "onnx", "onnxruntime", "openvino")
+    environment = _paired.environment({sys.executable: packages})
+    environment["versions"] = next(iter(environment["versions"].values()))
+    text = json.dumps({"what": chosen.what, "environment": environment, **found}, indent=1)
+    print(text)
+    if chosen.output:
+        chosen.output.parent.mkdir(parents=True, exist_ok=True)
+        chosen.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
