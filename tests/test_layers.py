@@ -32,7 +32,8 @@ LEVELS = {
     "doctor": 7,
     "pipeline": 8,
     "console": 8,
-    "cli": 9,
+    "commands": 9,
+    "cli": 10,
 }
 SOURCES = sorted(
     p for p in ROOT.rglob("*.py")

@@ -1,0 +1,69 @@
+"""``modelport validate ARTIFACT``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from ..console import Output
+from ..errors import ParityError
+from ._shared import ARTIFACT, DEVICE, FILE, SETTINGS, common, sizes
+
+
+@click.command(context_settings=SETTINGS)
+@ARTIFACT
+@click.option("--reference", help="Compare with this model or artifact; default: the source.")
+@click.option("--batch-sizes", help="Batch sizes to compare at, such as 1,3,7.")
+@click.option("--seq-lens", help="Sequence lengths to compare at, such as 1,17,512.")
+@click.option("--inputs", type=FILE,
+              help="Your own feeds, as .npz with one array for each input.")
+@click.option("--max-seconds", type=float, help="Time for everything; what it excludes is listed.")
+@click.option("--max-memory", type=float, metavar="GB", help="Memory for one case's arrays.")
+@click.option("--budget", help="Accepted effects, such as sqnr_db=30,agreement=0.995, or a file "
+              "of such lines.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML here.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a self-contained page here.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write a job summary here.")
+@click.option("--no-cache", is_flag=True, help="Run the reference again even if it is known.")
+@click.option("--runtime", help="What runs the artifact; default: the first that can.")
+@DEVICE
+@common
+def validate(
+    output: Output, artifact: Path, reference: str | None, batch_sizes: str | None,
+    seq_lens: str | None, inputs: Path | None, max_seconds: float | None,
+    max_memory: float | None, budget: str | None, no_cache: bool, runtime: str | None,
+    device: str, **reports: Path | None,
+) -> int:
+    """Compare an artifact with its source at shapes never traced, and record the verdict.
+
+    ARTIFACT is a directory, or a bare .onnx file together with --reference MODEL.
+    """
+    from .. import pipeline
+    from .. import validate as validation
+
+    chosen = {"batch": sizes(batch_sizes), "sequence": sizes(seq_lens)}
+    limits = pipeline.Limits(
+        sizes={name: values for name, values in chosen.items() if values},
+        max_seconds=max_seconds,
+        max_memory=int(max_memory * 1e9) if max_memory else None,
+        inputs=inputs,
+        budget=validation.read_budget(budget) if budget else None,
+        cache=not no_cache,
+    )
+    with output.progress() as notify:
+        report = pipeline.validate_artifact(
+            artifact, reference=pipeline.named(reference) if reference else None,
+            runtime=runtime, device=device, limits=limits, notify=notify,
+        )
+    views = {"junit": validation.to_junit, "html": validation.to_html,
+             "markdown": validation.markdown}
+    for kind, destination in reports.items():
+        if destination is not None:
+            destination.write_text(views[kind](report), encoding="utf-8")
+    output.result(json.loads(report.to_json()), lambda: validation.table(report))
+    return 0 if report.accepted else ParityError.exit_code
+
+
+COMMAND = validate
