@@ -47,8 +47,8 @@ class World:
         self.forgets_precision = False
         self.stuck = False
         self.memory_per_position = 64
-        self.queue: list[Callable[[], None]] = []
-        self.capturing: list[tuple[Any, int, Callable[[], None]]] | None = None
+        self.queue: list[Callable[[], Any]] = []
+        self.capturing: list[tuple[Any, ...]] | None = None
         self.live: dict[int, int] = {}
         self.synchronized = 0
 
@@ -420,15 +420,17 @@ class World:
             return False
         if context.need is None or context.memory is None:
             raise Misuse("run without device memory for these shapes")
-        job = self._job(context, dict(context.shapes), dict(context.addresses), context.memory)
+        # On the stream memory is handed on in order: what lives when a launch is queued is enough.
+        self._require_live(*context.memory)
+        job = self._job(context, dict(context.shapes), dict(context.addresses))
         if self.capturing is None:
             self.queue.append(job)
         else:
-            self.capturing.append((context, context.stamp, job))
+            self.capturing.append((context, context.stamp, context.memory, job))
         return True
 
     def _job(
-        self, context: Any, shapes: dict[str, Any], addresses: dict[str, int], memory: Any
+        self, context: Any, shapes: dict[str, Any], addresses: dict[str, int]
     ) -> Callable[[], None]:
         engine = context.engine_
         outputs = {v.name: tuple(self.IExecutionContext_get_tensor_shape(context, v.name))
@@ -445,7 +447,6 @@ class World:
                     engine.proto.SerializeToString(), settings,
                     providers=["CPUExecutionProvider"],
                 )
-            self._require_live(*memory)
             feeds = {n: self._view(engine.tensors[n], addresses[n], s).copy()
                      for n, s in shapes.items()}
             found = engine.runner.run(list(outputs), feeds)
@@ -518,7 +519,7 @@ class HostDevice:
         import torch
 
         staged = torch.from_numpy(np.array(value, copy=True))
-        self.world.queue.append(lambda: buffer.copy_(staged) and None)
+        self.world.queue.append(lambda: [buffer.copy_(staged)])
 
     def download(self, buffer: Any) -> np.ndarray:
         self.world.drain()
@@ -550,9 +551,10 @@ class HostDevice:
             self.world.capturing = None
 
         def replay() -> None:
-            for context, stamp, job in jobs:
+            for context, stamp, memory, job in jobs:
                 if context.stamp != stamp:
                     raise Misuse("a graph was replayed after its context had changed")
+                self.world._require_live(*memory)
                 self.world.queue.append(job)
 
         return replay
