@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-    from .artifacts import Artifact
+    from .artifacts import Artifact, ParitySummary
     from .errors import ModelportError
 
 
@@ -129,6 +129,32 @@ def artifact_view(artifact: Artifact) -> RenderableType:
         row("attempt", f"{attempt.strategy} {attempt.outcome}{reason}")
     table.add_row("parity", _parity_line(artifact))
     return table
+
+
+def lineage_view(artifact: Artifact) -> RenderableType:
+    """What an artifact was made from, the first export at the top, each with its verdict."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    m = artifact.manifest
+    root = Tree(Text(f"{m.source.model}  {m.source.task}  weights {m.source.digest[:12]}"))
+    branch = root
+    steps = [(a.made_by, a.identity, a.facts, a.parity) for a in m.lineage]
+    current = m.parity if m.parity_is_current else None
+    steps.append((str(m.facts.get("made_by", "export")), m.identity, m.facts, current))
+    for made_by, identity, facts, parity in steps:
+        verdict = "not validated itself" if parity is None else _verdict(parity)
+        weights = ", ".join(f"{size:,} bytes {name}" for name, size in
+                            sorted(facts.get("weight_bytes", {}).items(), key=lambda i: -i[1])[:2])
+        head = f"{made_by}  {identity[:12]}  {facts.get('nodes', '?')} nodes"
+        branch = branch.add(Text("\n".join((head, weights, verdict))))
+    return root
+
+
+def _verdict(parity: ParitySummary) -> str:
+    gates = ", ".join(f"{name} {verdict}" for name, verdict in sorted(parity.gates.items()))
+    rho = "" if parity.worst_rho is None else f", worst ρ {parity.worst_rho:.2f}"
+    return f"{parity.verdict}{rho}\n({gates})"
 
 
 def _parity_line(artifact: Artifact) -> str:

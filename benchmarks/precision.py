@@ -29,8 +29,8 @@ VARIANTS: dict[str, dict[str, str]] = {
     "fp16": {"dtype": "fp16"},
     "bf16": {"dtype": "bf16"},
     "int8-dynamic, 20 dB": {"quantize": "int8-dynamic"},
-    "int8-dynamic, all layers": {"quantize": "int8-dynamic", "budget": "sqnr_db=5"},
-    "int8-static, all layers": {"quantize": "int8-static", "budget": "sqnr_db=0"},
+    "int8-dynamic, all layers": {"quantize": "int8-dynamic", "budget": "sqnr_db=0,agreement=0,agreement_low=0"},
+    "int8-static, all layers": {"quantize": "int8-static", "budget": "sqnr_db=0,agreement=0,agreement_low=0"},
 }
 RUNTIME = {"bf16": "openvino"}
 SHAPES = ((1, 128), (8, 128), (32, 128))

@@ -36,7 +36,10 @@ class OnnxOptions:
     opset: int = field(default=17, metadata={"help": "ONNX operator set, 11 to 25"})
     optimize: str = field(
         default="none",
-        metadata={"help": "graph transforms to apply", "choices": ("none", "simplify")},
+        metadata={
+            "help": "graph transforms; fuse ties the file to ONNX Runtime",
+            "choices": ("none", "simplify", "fuse"),
+        },
     )
     strategy: str = field(
         default="auto",
@@ -116,8 +119,10 @@ class OnnxExporter(Exporter[OnnxOptions]):
         steps = []
         now = self.base(options)
         if options.optimize != "none":
-            now = replace(now, optimize=options.optimize)
-            steps.append(Derivation(options.optimize, {}, now))
+            # What fusions look for is easier to find in a simplified graph.
+            for name in {"fuse": ("simplify", "fuse")}.get(options.optimize, (options.optimize,)):
+                now = replace(now, optimize=name)
+                steps.append(Derivation(name, {}, now))
         if options.dtype != "fp32":
             now = replace(now, dtype=options.dtype)
             steps.append(Derivation("cast", {"dtype": DTYPES[options.dtype]}, now))
@@ -228,7 +233,8 @@ def _weight(value: ir.Value, model: LoadedModel) -> ir.TensorProtocol:
     from ..artifacts import onnx_files
 
     name = value.name
-    assert name is not None and value.dtype is not None
+    assert name is not None
+    assert value.dtype is not None
     ref = model.weights.get(name)
     if ref is None:
         buffer = dict(model.module.named_buffers()).get(name)

@@ -30,6 +30,9 @@ UNKNOWN = 0.2
 
 CALIBRATION_LINES = 256
 
+MEASURED = {"batch": 8, "sequence": 128}
+"""Sizes that effects are measured at while layers are chosen, where there is no text."""
+
 LONGEST = 512
 """Sizes of the largest sample drawn for measuring ranges."""
 
@@ -128,7 +131,9 @@ def text_cases(spec: ModelSpec, root: Path) -> tuple[validate.Case, ...]:
 
 def _drawn(spec: ModelSpec) -> tuple[validate.Case, ...]:
     """Cases without meaning, for models without a tokenizer; rows enough for an interval."""
-    return validate.plan(spec).cases
+    sizes = {name: tuple(s for s in (dim.min, dim.opt) if s <= MEASURED.get(name, s)) or (dim.min,)
+             for name, dim in spec.dims.items()}
+    return validate.plan(spec, sizes=sizes).cases
 
 
 def translated(artifact: Artifact) -> ParitySummary | None:
