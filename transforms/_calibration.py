@@ -43,10 +43,11 @@ def ranges(
         raise UsageError(f"calibration {method!r} is unknown", allowed=", ".join(methods))
     found: dict[ir.Value, tuple[float, float]] = {}
     unique = list(dict.fromkeys(values))
+    probe = _graph.Probe(model, unique)
     for start in range(0, len(unique), GROUP):
         part = unique[start : start + GROUP]
         seen: list[list[np.ndarray]] = [[] for _ in part]
-        for arrays in _graph.probe(model, part, samples):
+        for arrays in probe.run(part, samples):
             for store, array in zip(seen, arrays, strict=True):
                 store.append(array.reshape(-1))
         for value, store in zip(part, seen, strict=True):

@@ -148,45 +148,55 @@ def blocks(tensor: ir.TensorProtocol, elements: int = 1 << 22) -> Iterator[np.nd
         yield np.frombuffer(chunk, dtype).astype(np.float32, copy=False)
 
 
-def probe(
-    model: ir.Model, outputs: Sequence[ir.Value], feeds: Iterable[Mapping[str, np.ndarray]]
-) -> Iterator[list[np.ndarray]]:
-    """Run a graph on the CPU without optimisations and yield the values asked for, by feeds.
+class Probe:
+    """A graph opened on the CPU, without optimisations, to read values inside it.
 
-    ``outputs`` are added to the graph's outputs for the run. Weights are read by the runtime from
-    where they lie.
+    Weights are read by the runtime from where they lie.
+
+    Args:
+        outputs: values that :meth:`run` may be asked for, besides the graph's own outputs.
 
     Raises:
         BackendUnavailable: onnxruntime is not installed.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise BackendUnavailable(
-            "measuring a graph's values needs onnxruntime, which is not installed",
-            hint='pip install "modelport[cpu]"',
-        ) from error
-    import onnx_ir as ir
 
-    before = list(model.graph.outputs)
-    known = {v.name for v in before}
-    model.graph.outputs.extend(v for v in outputs if v.name not in known)
-    try:
-        proto = ir.to_proto(model)
-    finally:
-        model.graph.outputs[:] = before
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 4
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    folder = _folder(model)
-    if folder is not None:
-        settings.add_session_config_entry(_FOLDER, str(folder))
-    session = ort.InferenceSession(
-        proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    names = [v.name for v in outputs]
-    for sample in feeds:
-        yield session.run(names, dict(sample))
+    def __init__(self, model: ir.Model, outputs: Sequence[ir.Value]) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise BackendUnavailable(
+                "measuring a graph's values needs onnxruntime, which is not installed",
+                hint='pip install "modelport[cpu]"',
+            ) from error
+        import onnx_ir as ir
+
+        before = list(model.graph.outputs)
+        known = {v.name for v in (*before, *model.graph.inputs)}
+        model.graph.outputs.extend(v for v in outputs if v.name not in known)
+        try:
+            proto = ir.to_proto(model)
+        finally:
+            model.graph.outputs[:] = before
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 4
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        folder = _folder(model)
+        if folder is not None:
+            settings.add_session_config_entry(_FOLDER, str(folder))
+        self._session = ort.InferenceSession(
+            proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+        self._inputs = {v.name for v in model.graph.inputs}
+
+    def run(
+        self, values: Sequence[ir.Value], feeds: Iterable[Mapping[str, np.ndarray]]
+    ) -> Iterator[list[np.ndarray]]:
+        """These values for each of the feeds; the others are dropped as soon as they are used."""
+        names = [v.name for v in values if v.name not in self._inputs]
+        for sample in feeds:
+            found = dict(zip(names, self._session.run(names, dict(sample)) if names else (),
+                             strict=True))
+            yield [found[v.name] if v.name in found else sample[v.name or ""] for v in values]
 
 
 def _folder(model: ir.Model) -> Path | None:

@@ -155,11 +155,12 @@ def noise(
 
     result: dict[str, float] = {}
     values = list(dict.fromkeys(layer.activation for layer in found))
+    probe = _graph.Probe(model, values)
     for start in range(0, len(values), group):
         part = values[start : start + group]
         wanted = [layer for layer in found if layer.activation in part]
         signal, error = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0.0)
-        for arrays in _graph.probe(model, part, samples):
+        for arrays in probe.run(part, samples):
             by_value = dict(zip(part, arrays, strict=True))
             for layer in wanted:
                 x = by_value[layer.activation]

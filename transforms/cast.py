@@ -210,7 +210,7 @@ def peaks(
         measured.append(value.name or "")
         outputs.append(largest.outputs[0])
     found = np.zeros(len(outputs))
-    for result in _graph.probe(probed, outputs, samples):
+    for result in _graph.Probe(probed, outputs).run(outputs, samples):
         now = np.array([float(r) for r in result])
         found = np.where(np.isnan(now) | np.isnan(found), np.nan, np.maximum(found, now))
     return {by_name[name]: float(size) for name, size in zip(measured, found, strict=True)}
