@@ -33,7 +33,9 @@ LAYERS = "layers.json"
 TIMINGS = ".modelport-timings"
 """Directory beside the artifacts where timing caches are kept for the next build."""
 
-OPSETS = range(11, 26)
+SYMMETRIC = "int8-symmetric"
+"""The ONNX exporter's quantisation that TensorRT can read."""
+
 LEVELS = range(6)
 
 
@@ -116,12 +118,15 @@ class TensorRTExporter(Exporter[TensorRTOptions]):
         chosen: dict[str, Any] = {"opset": options.opset}
         if options.dtype != "int8":
             return onnx.OnnxOptions(**chosen, dtype=options.dtype)
-        # Dynamic quantisation has no translation: TensorRT wants scales in the graph.
+        # TensorRT wants scales in the graph and a zero point of 0: neither MatMulInteger nor
+        # activations in uint8 have a translation.
         offered = {f.name: f.metadata.get("choices", ()) for f in fields(onnx.OnnxOptions)}
-        if "int8-static" not in offered.get("quantize", ()):
-            raise UsageError("the ONNX exporter has no static int8 quantisation",
-                             allowed="fp32, fp16, bf16", hint="--dtype fp16")
-        return onnx.OnnxOptions(**chosen, quantize="int8-static")  # type: ignore[call-arg,unused-ignore]
+        if SYMMETRIC not in offered.get("quantize", ()):
+            raise UsageError(
+                "TensorRT takes int8 activations with a zero point of 0 only, and the ONNX "
+                "exporter writes none", allowed="fp32, fp16, bf16", hint="--dtype fp16",
+            )
+        return onnx.OnnxOptions(**chosen, quantize=SYMMETRIC)
 
     def strategies(self, options: TensorRTOptions) -> tuple[str, ...]:
         return ("build",)
@@ -180,7 +185,7 @@ class TensorRTExporter(Exporter[TensorRTOptions]):
             "bytes": sum((out / engine.file).stat().st_size for engine in engines),
             "weights": "beside the engines" if options.strip_plan else "in the engines",
         }
-        if options.dtype != "fp32":
+        if options.dtype in ("fp16", "bf16"):  # what int8 means, the parent says
             facts["precision"] = PRECISION[options.dtype]
         target = here.target(
             version_compatible=options.version_compatible, hardware=options.hardware_compatible

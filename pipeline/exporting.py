@@ -213,12 +213,16 @@ def _first(
     written = exporter.read_back(model, root, options)
     for sidecar in model.sidecars:
         shutil.copyfile(sidecar, root / sidecar.name)
+    # How the parent was transformed is what the result is judged by.
+    inherited = {name: fact for name, fact in (parent.manifest.facts if parent else {}).items()
+                 if name == "precision" or name in transforms.names()}
+    traced = model.spec.check(model.samples)
     manifest = artifacts.Manifest(
         format=exporter.name,
         spec=written.spec,
         source=model.source,
         options=dataclasses.asdict(options),
-        facts={"strategy": strategy, "traced": model.spec.check(model.samples), **written.facts},
+        facts={"strategy": strategy, "traced": traced, **written.facts, **inherited},
         tools=tool_versions(),
         files=artifacts.collect(root),
         target=written.target,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..checkpoints import LoadedModel
     from ..spec import ModelSpec
 
+TENSORRT = "TensorrtExecutionProvider"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 LEVELS = ("disabled", "basic", "extended", "all")
 
@@ -26,6 +27,7 @@ class OnnxRuntime(Runtime):
     suffixes = (".onnx",)
     options: ClassVar[Mapping[str, Any]] = {
         "threads": 0, "spinning": True, "level": "all", "tf32": False, "cuda_graph": False,
+        "tensorrt": False,
     }
 
     def unavailable(self, device: str = "cpu") -> str | None:
@@ -50,11 +52,18 @@ class OnnxRuntime(Runtime):
         options: Mapping[str, Any] | None = None,
     ) -> Session:
         """Options: ``threads`` (0: all cores), ``spinning``, ``level`` (graph optimisation:
-        disabled, basic, extended, all), ``tf32`` and ``cuda_graph`` (CUDA only)."""
+        disabled, basic, extended, all), ``tf32`` and ``cuda_graph`` (CUDA only), ``tensorrt``
+        (CUDA only: through ONNX Runtime's TensorRT provider, whose engines are cached)."""
         from ..artifacts import Artifact
 
         assert isinstance(artifact, Artifact)
-        return self.open_file(artifact.root / "model.onnx", artifact.spec, device, options)
+        path = artifact.root / "model.onnx"
+        if self.resolve_options(options)["tensorrt"]:
+            from . import _onnxruntime_tensorrt as route
+
+            chosen = self._checked(device, options)
+            return route.opened(artifact, path, device, chosen)
+        return self.open_file(path, artifact.spec, device, options)
 
     def open_file(
         self,
@@ -63,13 +72,20 @@ class OnnxRuntime(Runtime):
         device: str = "cpu",
         options: Mapping[str, Any] | None = None,
     ) -> Session:
-        """See :meth:`open` for the options."""
+        """See :meth:`open` for the options; ``tensorrt`` wants an artifact, whose digest names the
+        cache."""
+        chosen = self._checked(device, options)
+        if chosen["tensorrt"]:
+            raise UsageError("the option tensorrt needs an artifact", allowed="an artifact")
+        return OnnxSession(spec, path, device, chosen)
+
+    def _checked(self, device: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
         chosen = self.resolve_options(options)
         if reason := self.unavailable(device):
             raise BackendUnavailable(reason)
         if chosen["level"] not in LEVELS:
             raise UsageError(f"level {chosen['level']!r} is unknown", allowed=", ".join(LEVELS))
-        return OnnxSession(spec, path, device, chosen)
+        return chosen
 
 
 class OnnxSession(Session):
@@ -82,11 +98,19 @@ class OnnxSession(Session):
     runtime = "onnxruntime"
 
     def __init__(
-        self, spec: ModelSpec, path: Path, device: str, options: Mapping[str, Any]
+        self,
+        spec: ModelSpec,
+        path: Path,
+        device: str,
+        options: Mapping[str, Any],
+        preferred: tuple[tuple[str, dict[str, str]], ...] = (),
     ) -> None:
+        """``preferred``: providers with their options that come before the device's own."""
         import onnxruntime as ort
 
         super().__init__(spec)
+        self._graphs = bool(options["cuda_graph"]) and device == "cuda"
+        self._graph = 0
         if device == "cuda":
             ort.preload_dlls()
         settings = ort.SessionOptions()
@@ -112,7 +136,7 @@ class OnnxSession(Session):
 
         try:
             self._session = ort.InferenceSession(
-                str(path), settings, providers=[(provider, provider_options)]
+                str(path), settings, providers=[*preferred, (provider, provider_options)]
             )
         except NoKernel as error:
             problem = str(error).rpartition("NOT_IMPLEMENTED : ")[2]
@@ -122,9 +146,10 @@ class OnnxSession(Session):
             ) from error
         self._device = device
         found = self._session.get_providers()
-        if found[0] != provider:
+        first = preferred[0][0] if preferred else provider
+        if found[0] != first:
             raise BackendUnavailable(
-                f"ONNX Runtime fell back to {found[0]} although {provider} was asked for",
+                f"ONNX Runtime fell back to {found[0]} although {first} was asked for",
                 hint="modelport doctor",
             )
 
@@ -140,7 +165,8 @@ class OnnxSession(Session):
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [o.name for o in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        found = self._session.run(names, dict(feeds), self._unrecorded())
+        return dict(zip(names, found, strict=True))
 
     def _bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], None]:
         import onnxruntime as ort
@@ -151,16 +177,34 @@ class OnnxSession(Session):
             resident = ort.OrtValue.ortvalue_from_numpy(value, self._device, 0)
             held.append(resident)
             binding.bind_ortvalue_input(name, resident)
-        self._session.run_with_iobinding(self._bind_outputs(binding))
+        # Recorded now, a CUDA graph would write to the outputs of this run for ever.
+        self._session.run_with_iobinding(self._bind_outputs(binding), self._unrecorded())
         for output, value in zip(self._session.get_outputs(), binding.get_outputs(), strict=True):
             held.append(value)  # the shapes are known now: later launches reuse these buffers
             binding.bind_ortvalue_output(output.name, value)
 
+        self._graph += 1
+        recorded = self._run_options(self._graph)
+
         def launch() -> None:
             assert held
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, recorded)
 
         return launch
+
+    def _unrecorded(self) -> Any:
+        return self._run_options(-1)
+
+    def _run_options(self, graph: int) -> Any:
+        """Options that have a run recorded as the CUDA graph of this number, or replay it; -1:
+        neither. None where there are no graphs."""
+        if not self._graphs:
+            return None
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(graph))
+        return options
 
     def _bind_outputs(self, binding: Any) -> Any:
         for output in self._session.get_outputs():

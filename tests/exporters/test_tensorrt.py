@@ -345,6 +345,16 @@ def test_options_that_cannot_work_are_refused_before_any_work(
         EXPORTER.check(TensorRTOptions(**options))
 
 
+def test_int8_is_refused_while_the_graph_cannot_be_what_tensorrt_reads() -> None:
+    from modelport.exporters import onnx
+
+    quantize = onnx.OnnxOptions.__dataclass_fields__["quantize"].metadata["choices"]
+    if "int8-symmetric" in quantize:
+        pytest.skip("the ONNX exporter quantises symmetrically")
+    with pytest.raises(UsageError, match="zero point of 0"):
+        EXPORTER.check(TensorRTOptions(dtype="int8"))
+
+
 def test_lengths_beyond_the_model_are_refused(
     export: Callable[..., Path], model: checkpoints.LoadedModel
 ) -> None:
