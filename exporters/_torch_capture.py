@@ -8,7 +8,7 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ClaimError
+from ..errors import ClaimError, ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -104,8 +104,12 @@ def program(
     Args:
         ranges: give each dimension its name and range, and fail where the code asks for another;
             without, only a dimension that comes out fixed fails.
+
+    Raises:
+        ExportError: the code asks for another range than a dimension has.
     """
     import torch
+    from torch._dynamo.exc import UserError
     from torch.fx.experimental import _config
 
     config: Any = _config
@@ -121,7 +125,17 @@ def program(
         for t in spec.inputs
     }
     with quiet(), torch.no_grad(), config.patch(backed_size_oblivious=True):
-        return torch.export.export(module, tensors, dynamic_shapes=shapes, strict=False)
+        try:
+            return torch.export.export(module, tensors, dynamic_shapes=shapes, strict=False)
+        except UserError as error:
+            raise ExportError(_constraint(error)) from error
+
+
+def _constraint(error: Exception) -> str:
+    """What torch.export says of a dimension, without its advice on its own logging."""
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    found = [line for line in lines if line.startswith("Not all values of")]
+    return found[0] if found else lines[0]
 
 
 def require_outputs(outputs: Any, spec: ModelSpec, sizes: Mapping[str, int]) -> None:

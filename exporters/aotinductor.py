@@ -69,7 +69,9 @@ class AOTInductorExporter(Exporter[AOTInductorOptions]):
         _require_compiler()
 
     def strategies(self, options: AOTInductorOptions) -> tuple[str, ...]:
-        return ("export",)
+        # Where the code's own reasoning excludes an end of a range (unfused attention excludes a
+        # length of 1, though it works there), ranges are left open, and parity tells.
+        return ("export", "export-open")
 
     def attention(self, options: AOTInductorOptions) -> Attention:
         return "eager" if options.attention == "eager" else "sdpa"
@@ -97,7 +99,7 @@ class AOTInductorExporter(Exporter[AOTInductorOptions]):
             fresh_cache(dir=work),  # else a copy of the weights stays in torch's cache
         ):
             with real_weights(model, options.device, dtype):
-                files = _compiled(model, options)
+                files = _compiled(model, options, ranges=strategy == "export")
             package_aoti(str(out / PACKAGE), files)
 
     def read_back(self, model: LoadedModel, out: Path, options: AOTInductorOptions) -> Written:
@@ -119,7 +121,7 @@ class AOTInductorExporter(Exporter[AOTInductorOptions]):
                 capture.require_outputs(outputs, spec, sizes or spec.check(model.samples))
         record = json.loads(metadata[RECORD])
         facts = {
-            "route": "export",
+            "route": record["route"],
             "attention": record["attention"],
             "precision": DTYPES[options.dtype],
             "bytes": (out / PACKAGE).stat().st_size,
@@ -149,7 +151,7 @@ def _require_compiler() -> None:
         )
 
 
-def _compiled(model: LoadedModel, options: AOTInductorOptions) -> Any:
+def _compiled(model: LoadedModel, options: AOTInductorOptions, *, ranges: bool) -> Any:
     """The files of a package.
 
     ``aoti_compile_and_package`` in its two steps, so that the mapped weights can be let go of
@@ -161,20 +163,20 @@ def _compiled(model: LoadedModel, options: AOTInductorOptions) -> Any:
 
     module = capture.named(model.module, model.spec)
     tensors = capture.sample_tensors(model, options.device)
-    program = capture.program(module, tensors, model.spec)
+    program = capture.program(module, tensors, model.spec, ranges=ranges)
     return torch._inductor.aot_compile(
         program.module(check_guards=False),
         tensors,
         options={
             "aot_inductor.package": True,
-            "aot_inductor.metadata": {RECORD: json.dumps(_record(model, options))},
+            "aot_inductor.metadata": {RECORD: json.dumps(_record(model, options, ranges))},
             # Weights behind the code, mapped when it is loaded: one copy less, here and there.
             "aot_inductor.force_mmap_weights": True,
         },
     )
 
 
-def _record(model: LoadedModel, options: AOTInductorOptions) -> dict[str, Any]:
+def _record(model: LoadedModel, options: AOTInductorOptions, ranges: bool) -> dict[str, Any]:
     """What the package says of itself."""
     import dataclasses
 
@@ -186,6 +188,7 @@ def _record(model: LoadedModel, options: AOTInductorOptions) -> dict[str, Any]:
     return {
         "source": model.source.digest,
         "spec": dataclasses.asdict(model.spec),
+        "route": "export" if ranges else "export-open",
         "device": options.device,
         "attention": options.attention,
         "dtype": options.dtype,

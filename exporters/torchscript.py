@@ -29,8 +29,7 @@ ARCHIVE = "model.pt"
 RECORD = "modelport.json"
 """Name of the archive's extra file that says what the archive is."""
 
-CONTROL_FLOW = ("prim::If", "prim::Loop")
-TYPES = {"int64": "Long", "float32": "Float"}
+CONTROL_FLOW = {"branches": "prim::If", "loops": "prim::Loop"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ class TorchScriptExporter(Exporter[TorchScriptOptions]):
             "mode": record["mode"],
             "route": record["route"],
             "attention": record["attention"],
-            "control_flow": _control_flow(module),
+            **_control_flow(module),
             "frozen_choices": record["frozen_choices"],
             "nodes": len(list(module.inlined_graph.nodes())),
             "weight_bytes": _weight_bytes(out / ARCHIVE),
@@ -198,7 +197,7 @@ def _record(
 
 
 def _require_inputs(module: Any, model: LoadedModel) -> None:
-    """Compare the names of the graph's inputs, and its declared types if any, with the spec's."""
+    """Compare the names of the graph's inputs with the spec's."""
     found = [value.debugName() for value in list(module.graph.inputs())[1:]]
     names = [name.rpartition(".")[0] if name.rpartition(".")[2].isdigit() else name
              for name in found]
@@ -212,7 +211,8 @@ def _require_inputs(module: Any, model: LoadedModel) -> None:
 def _control_flow(module: Any) -> dict[str, int]:
     """How many branches and loops are left in the graph, nested ones included."""
     return {
-        kind: len(module.inlined_graph.findAllNodes(kind, recurse=True)) for kind in CONTROL_FLOW
+        name: len(module.inlined_graph.findAllNodes(kind, recurse=True))
+        for name, kind in CONTROL_FLOW.items()
     }
 
 

@@ -112,11 +112,13 @@ def to_numpy(value: torch.Tensor) -> np.ndarray:
 
 def no_compiler(device: str) -> str | None:
     """Why torch's inductor cannot generate code for a device here; None when it can."""
-    if device == "cuda":
-        return None
+    import importlib.util
     import os
     import shutil
 
+    if device == "cuda":
+        found = importlib.util.find_spec("triton")
+        return None if found else "triton is not installed: pip install triton"
     candidates = (os.environ.get("CXX"), "g++", "clang++")
     if any(name and shutil.which(name) for name in candidates):
         return None
