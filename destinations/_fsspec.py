@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 # What is written to these becomes visible when it is closed, whole. Elsewhere: write, then rename.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory"})
 _CREATES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
+_BOTO = {"retries": {"max_attempts": 1, "mode": "standard"}, "connect_timeout": 20,
+         "read_timeout": 60}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": _BOTO}, "s3a": {"config_kwargs": _BOTO},
+}
 
 
 class FileSystemRepository(TreeRepository):
@@ -43,9 +48,12 @@ class FileSystemRepository(TreeRepository):
         url = f"{reference.scheme}://{reference.place}"
         try:
             # No listings cache: what others publish meanwhile must be seen.
-            self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            options = _OPTIONS.get(reference.scheme, {})
+            self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
         except ImportError as error:
             raise _absent(reference.scheme, error) from error
+        if hasattr(self._fs, "retries"):
+            self._fs.retries = 1  # .retry asks again, and says so
         self._root = str(root).rstrip("/")
 
     def names(self, directory: str) -> list[str]:

@@ -9,7 +9,7 @@ import re
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from ..errors import DestinationUnreachable, ModelportError, UsageError
+from ..errors import DestinationUnreachable, DigestMismatch, ModelportError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +65,11 @@ def patiently(what: str, call: Callable[[], T]) -> T:
         except Exception as error:
             if not transient(error):
                 raise
+            if attempt == ATTEMPTS and "checksum" in type(error).__name__.lower():
+                raise DigestMismatch(
+                    f"{what}: what arrives is damaged ({told(error)})",
+                    hint="publish it again with --resend, which replaces damaged files",
+                ) from None
             if attempt == ATTEMPTS:
                 # `from None`: a library's traceback may hold headers and signed URLs.
                 raise DestinationUnreachable(

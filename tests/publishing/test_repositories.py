@@ -1,0 +1,180 @@
+"""What every repository does, the same tests for a file tree, a registry and a bucket."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+from faulty_proxy import Fault
+from faulty_proxy import Fault
+from modelport import artifacts
+from modelport.artifacts import release
+from modelport.errors import DestinationUnreachable, DigestMismatch, TagMoved, UsageError
+from modelport.pipeline.publishing import Gate, publish, pull
+
+ANY = Gate(allow_unproven=True)
+
+
+def test_what_is_published_is_pulled(place, proven, tmp_path):
+    done = publish(proven, f"{place.url}:v1")
+    assert done.digest.startswith("sha256:")
+    assert done.sent > 55_000
+    found = pull(f"{place.url}:v1", tmp_path / "pulled")
+    assert found.digest == done.digest
+    assert found.artifact.manifest == artifacts.read(proven).manifest
+    for name in found.artifact.manifest.files:
+        assert (tmp_path / "pulled" / name).read_bytes() == (proven / name).read_bytes()
+    assert artifacts.verify(tmp_path / "pulled").manifest.proven
+    statement = json.loads((tmp_path / "pulled" / release.PROVENANCE).read_bytes())
+    assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
+
+
+def test_unchanged_files_are_not_sent_again(place, proven, variant):
+    first = publish(proven, f"{place.url}:v1")
+    assert publish(proven, f"{place.url}:v1").sent == 0
+    assert publish(proven, f"{place.url}:v2").sent == 0
+    other = publish(variant("b"), f"{place.url}:v1", ANY)
+    assert 40_000 < other.sent < first.sent, "only notes.txt, the manifest and the provenance"
+    if place.kind == "oci":
+        assert place.proxy.sent("PATCH", "uploads") < first.sent + other.sent + 20_000
+
+
+def test_a_release_is_pulled_by_digest_whatever_becomes_of_the_tag(
+    place, proven, variant, tmp_path
+):
+    first = publish(proven, place.url)
+    second = publish(variant("b"), place.url, ANY)
+    assert pull(place.url, tmp_path / "new").digest == second.digest
+    old = pull(f"{place.url}@{first.digest}", tmp_path / "old")
+    assert old.artifact.manifest.identity == artifacts.read(proven).manifest.identity
+    assert old.release.allowed == ()
+    assert pull(place.url, tmp_path / "again").release.allowed == ("unproven",)
+
+
+def test_nothing_there(place, tmp_path):
+    with pytest.raises(UsageError, match="nothing is published"):
+        pull(f"{place.url}:absent", tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
+
+
+def test_compare_and_swap(place, proven, variant):
+    first = publish(proven, place.url, expected="none")
+    with pytest.raises(TagMoved, match="points at") as caught:
+        publish(variant("b"), place.url, ANY, expected="none")
+    assert caught.value.exit_code == 2
+    second = publish(variant("c"), place.url, ANY, expected=first.digest)
+    assert second.digest != first.digest
+    with pytest.raises(TagMoved):
+        publish(proven, place.url, expected=first.digest)
+
+
+def test_sixteen_publishers_end_in_one_consistent_state(place, variant, tmp_path):
+    roots = [variant(f"n{i}") for i in range(16)]
+    failures: list[BaseException] = []
+    digests: list[str] = []
+
+    def one(root: Path) -> None:
+        try:
+            digests.append(publish(root, f"{place.url}:shared", ANY).digest)
+        except BaseException as error:  # noqa: BLE001 - shown by the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=one, args=(root,)) for root in roots]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    final = pull(f"{place.url}:shared", tmp_path / "pulled")
+    assert final.digest in digests
+    if place.kind == "file":
+        entries = sorted(p.name for p in (place.data / "tags" / "shared").iterdir())
+        assert entries == [f"{i:08}" for i in range(1, 17)], "each moved the tag exactly once"
+
+
+@pytest.fixture
+def remote(place):
+    if place.proxy is None:
+        pytest.skip("a file tree has no connection")
+    return place
+
+
+def _sending(place) -> tuple[str, str]:
+    return ("PATCH", "uploads") if place.kind == "oci" else ("PUT", "blobs/sha256")
+
+
+def test_a_connection_cut_while_sending(remote, proven, tmp_path):
+    method, path = _sending(remote)
+    fault = Fault("cut-request", method, path, times=2, least=30_000)
+    remote.proxy.faults = [fault]
+    publish(proven, remote.url)
+    assert fault.struck == 2
+    pull(remote.url, tmp_path / "pulled")
+
+
+def test_a_connection_cut_while_fetching_goes_on_where_it_was_cut(
+    remote, proven, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("modelport.destinations.oci._PIECE", 4096)
+    publish(proven, remote.url)
+    path = "/blobs/sha256" if remote.kind == "oci" else "blobs/sha256"
+    fault = Fault("cut-response", "GET", path, times=2, least=30_000)
+    remote.proxy.faults = [fault]
+    remote.proxy.log.clear()
+    pull(remote.url, tmp_path / "pulled")
+    assert fault.struck >= 1
+    if remote.kind == "oci":
+        ranges = [r for m, _, _, r in remote.proxy.log if m == "GET" and r]
+        assert ranges, "it was fetched from the start again"
+
+
+@pytest.mark.parametrize("times", [2, -1])
+def test_answers_of_500(remote, proven, tmp_path, times):
+    method, path = _sending(remote)
+    remote.proxy.faults = [Fault("status", method, path, times=times)]
+    if times == 2:
+        publish(proven, remote.url)
+        pull(remote.url, tmp_path / "pulled")
+        return
+    with pytest.raises(DestinationUnreachable, match="failed 6 times") as caught:
+        publish(proven, remote.url)
+    assert caught.value.exit_code == 6
+    with pytest.raises(UsageError, match="nothing is published"):
+        pull(remote.url, tmp_path / "pulled")
+    remote.proxy.faults = []
+    publish(proven, remote.url)
+    pull(remote.url, tmp_path / "pulled")
+
+
+def test_500_when_the_tag_is_moved_leaves_the_tag(remote, proven, variant, tmp_path):
+    first = publish(proven, remote.url)
+    path = "manifests/latest" if remote.kind == "oci" else "tags/latest"
+    remote.proxy.faults = [Fault("status", "PUT", path, times=-1)]
+    with pytest.raises(DestinationUnreachable):
+        publish(variant("b"), remote.url, ANY)
+    assert pull(remote.url, tmp_path / "pulled").digest == first.digest
+
+
+def test_a_corrupt_file_is_fetched_again_and_then_refused(remote, proven, tmp_path):
+    publish(proven, remote.url)
+    path = "/blobs/sha256" if remote.kind == "oci" else "blobs/sha256"
+    remote.proxy.faults = [Fault("corrupt", "GET", path, times=1, least=30_000)]
+    pull(remote.url, tmp_path / "mended")
+    remote.proxy.faults = [Fault("corrupt", "GET", path, times=-1, least=30_000)]
+    with pytest.raises(DigestMismatch, match=r"model\.onnx") as caught:
+        pull(remote.url, tmp_path / "pulled")
+    assert caught.value.exit_code == 4
+    assert not (tmp_path / "pulled").exists()
+    assert not list(tmp_path.glob(".pulled*"))
+
+
+def test_a_corrupt_release_record_is_refused(remote, proven, tmp_path):
+    publish(proven, remote.url)
+    record = release.dumps(pull(remote.url, tmp_path / "first").release)
+    path = release.entry_of(record).sha256
+    remote.proxy.faults = [Fault("corrupt", "GET", path, times=-1, least=100)]
+    with pytest.raises(DigestMismatch, match="record|damaged"):
+        pull(remote.url, tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
