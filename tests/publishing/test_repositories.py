@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from faulty_proxy import Fault
-from faulty_proxy import Fault
 from modelport import artifacts
 from modelport.artifacts import release
 from modelport.errors import DestinationUnreachable, DigestMismatch, TagMoved, UsageError
@@ -175,6 +174,6 @@ def test_a_corrupt_release_record_is_refused(remote, proven, tmp_path):
     record = release.dumps(pull(remote.url, tmp_path / "first").release)
     path = release.entry_of(record).sha256
     remote.proxy.faults = [Fault("corrupt", "GET", path, times=-1, least=100)]
-    with pytest.raises(DigestMismatch, match="record|damaged"):
+    with pytest.raises(DigestMismatch, match=r"record|damaged"):
         pull(remote.url, tmp_path / "pulled")
     assert not (tmp_path / "pulled").exists()

@@ -1,0 +1,206 @@
+"""What may be published, and that what had to be allowed is recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from modelport import artifacts
+from modelport.artifacts import release
+from modelport.cli import execute
+from modelport.errors import (
+    GateRefused,
+    ParityError,
+    PickleRefused,
+    RemoteCodeRefused,
+    UnsafeError,
+    UsageError,
+)
+from modelport.pipeline.publishing import Gate, publish, pull
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/repository"
+
+
+def with_source(root: Path, **changes: object) -> Path:
+    manifest = artifacts.read(root).manifest
+    source = dataclasses.replace(manifest.source, **changes)
+    artifacts.write_manifest(root, dataclasses.replace(manifest, source=source))
+    return root
+
+
+CASES = [
+    ({"weights": "random", "seed": 0}, UnsafeError, 4, "allow_random_weights", "random-weights"),
+    ({"pickle": True}, PickleRefused, 4, "allow_pickle_source", "pickle"),
+    ({"remote_code": True}, RemoteCodeRefused, 4, "allow_remote_code", "remote-code"),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "code", "flag", "word"), CASES)
+def test_a_source_that_needs_permission(
+    proven, url, tmp_path, changes, error, code, flag, word
+):
+    with_source(proven, **changes)
+    with pytest.raises(error) as caught:
+        publish(proven, url)
+    assert caught.value.exit_code == code
+    assert "--" + flag.replace("_", "-") in caught.value.hint
+    assert not (tmp_path / "repository").exists(), "nothing is sent before the gate"
+    done = publish(proven, url, Gate(**{flag: True}))
+    assert done.release.allowed == (word,)
+    assert pull(url, tmp_path / "pulled").release.allowed == (word,)
+    statement = json.loads((tmp_path / "pulled" / release.PROVENANCE).read_bytes())
+    build = statement["predicate"]["buildDefinition"]
+    assert build["internalParameters"]["allowed"] == [word]
+
+
+def test_a_permission_that_is_not_needed_is_not_recorded(proven, url):
+    everything = Gate(True, True, True, True)
+    assert publish(proven, url, everything).release.allowed == ()
+
+
+def no_parity(root: Path) -> None:
+    manifest = artifacts.read(root).manifest
+    artifacts.write_manifest(root, dataclasses.replace(manifest, parity=None))
+
+
+def suspect(root: Path) -> None:
+    manifest = artifacts.read(root).manifest
+    parity = dataclasses.replace(manifest.parity, verdict="suspect")
+    artifacts.write_manifest(root, dataclasses.replace(manifest, parity=parity))
+
+
+def other_files(root: Path) -> None:
+    config = root / "config.json"
+    config.write_text(config.read_text() + "\n")
+    manifest = artifacts.read(root).manifest
+    artifacts.write_manifest(root, dataclasses.replace(manifest, files=artifacts.collect(root)))
+
+
+def other_report(root: Path) -> None:
+    report = root / artifacts.PARITY
+    document = json.loads(report.read_text())
+    document["comparisons"] += 1
+    report.write_text(json.dumps(document))
+    manifest = artifacts.read(root).manifest
+    artifacts.write_manifest(root, dataclasses.replace(manifest, files=artifacts.collect(root)))
+
+
+def no_report(root: Path) -> None:
+    (root / artifacts.PARITY).unlink()
+    manifest = artifacts.read(root).manifest
+    artifacts.write_manifest(root, dataclasses.replace(manifest, files=artifacts.collect(root)))
+
+
+@pytest.mark.parametrize("spoil", [no_parity, suspect, other_files, other_report, no_report])
+def test_no_passing_parity_for_exactly_this_digest(proven, url, spoil):
+    spoil(proven)
+    with pytest.raises(ParityError) as caught:
+        publish(proven, url)
+    assert caught.value.exit_code == 3
+    assert "--allow-unproven" in caught.value.hint
+    done = publish(proven, url, Gate(allow_unproven=True))
+    assert done.release.allowed == ("unproven",)
+
+
+def test_a_changed_file_is_no_matter_of_permission(proven, url):
+    (proven / "config.json").write_text("{}")
+    with pytest.raises(UnsafeError):
+        publish(proven, url, Gate(True, True, True, True))
+
+
+def test_a_benchmark_is_required_of_exactly_these_files(proven, url, monkeypatch):
+    with pytest.raises(GateRefused, match="no benchmark") as caught:
+        publish(proven, url, Gate(require_benchmark=True))
+    assert caught.value.exit_code == 3
+    with pytest.raises(UsageError, match="go together"):
+        publish(proven, url, Gate(max_regression=0.05))
+
+
+@pytest.mark.parametrize(
+    "text", ["http:/x", "models", "s3://", "oci://u:p4ssw0rd@host/x", "file:///a:b c"]
+)
+def test_a_destination_that_is_none(proven, text, capsys):
+    assert execute(["publish", str(proven), text]) == 2
+    assert "p4ssw0rd" not in capsys.readouterr().err
+
+
+def test_the_command_line(proven, tmp_path, url, capsys):
+    assert execute(["publish", str(proven), url, "--json"]) == 0
+    digest = json.loads(capsys.readouterr().out)["digest"]
+    assert execute(["pull", url, str(tmp_path / "a"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["digest"] == digest
+    assert execute(["pull", url, str(tmp_path / "a")]) == 2, "taken"
+    assert execute(["pull", f"{url}@{digest}", str(tmp_path / "a"), "--force"]) == 0
+    with_source(proven, weights="random", seed=0)
+    assert execute(["publish", str(proven), url]) == 4
+    assert "--allow-random-weights" in capsys.readouterr().err
+    assert execute(["publish", str(proven), url, "--allow-random-weights"]) == 0
+    assert "random-weights" in capsys.readouterr().err
+    assert execute(["publish", str(proven), url, "--max-regression", "x"]) == 2
+
+
+def test_tokens_are_in_no_message(monkeypatch):
+    from modelport.destinations.retry import redacted
+
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijk")
+    for text in (
+        "GET https://host/x?X-Amz-Signature=abcdef01&token=zzz",
+        "Authorization: Bearer abcdef01", "sftp://me:abcdef01@host/", "bad hf_abcdefghijk here",
+        "{'password': 'abcdef01'}",
+    ):
+        assert not {"abcdef01", "hf_abcdefghijk", "zzz"} & set(
+            redacted(text).replace("=", " ").replace(":", " ").replace("'", " ").split()
+        ), redacted(text)
+        assert "abcdef01" not in redacted(text)
+
+
+def test_a_token_in_the_environment_is_published_nowhere(proven, url, tmp_path, monkeypatch):
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN"):
+        monkeypatch.setenv(name, "s3cr3t-value")
+    publish(proven, url)
+    for path in (tmp_path / "repository").rglob("*"):
+        assert path.is_dir() or b"s3cr3t-value" not in path.read_bytes()
+
+
+
+@pytest.mark.parametrize("slower", [False, True])
+def test_a_regression_is_refused(proven, url, monkeypatch, slower):
+    """The gate's own part: what is compared with what, and what follows."""
+    from types import SimpleNamespace
+
+    from modelport.runtimes import benchmark
+
+    seen = []
+    (proven / artifacts.BENCHMARK).write_text("{}")
+    manifest = artifacts.read(proven).manifest
+    artifacts.write_manifest(
+        proven, dataclasses.replace(manifest, files=artifacts.collect(proven))
+    )
+    cell = SimpleNamespace(identity=manifest.identity, batch=1)
+    row = SimpleNamespace(cell=cell, verdict=SimpleNamespace(word="stable"), pareto=True)
+    report = SimpleNamespace(rows=[row], require_complete=lambda: None)
+    monkeypatch.setattr(benchmark, "load_report", lambda path: seen.append(path) or report)
+    change = SimpleNamespace(label="onnx batch 1")
+    found = SimpleNamespace(
+        changes=(change,), past_limit=(change,) * slower, same_machine=True
+    )
+    monkeypatch.setattr(benchmark, "compare_runs", lambda new, old, max_regression: found)
+    gate = Gate(max_regression=0.05, against=f"{url}:previous")
+    first = publish(proven, url, gate)  # nothing to compare with yet, and the record says so
+    assert first.release.checks["against"] is None
+    if slower:
+        with pytest.raises(GateRefused, match="slower than"):
+            publish(proven, url, gate)
+    else:
+        second = publish(proven, url, gate)
+        assert second.release.checks == {
+            "benchmark": True, "max_regression": 0.05, "against": first.digest, "compared": 1,
+            "same_machine": True,
+        }
+    assert seen[0] == proven / artifacts.BENCHMARK
+    assert seen[-1].name == artifacts.BENCHMARK

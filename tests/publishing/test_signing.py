@@ -1,0 +1,178 @@
+"""Signatures: a bit, a name, a file more or less is refused before anything is parsed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from modelport import artifacts
+from modelport.artifacts import release, store
+from modelport.cli import execute
+from modelport.errors import PathEscape, SignatureRefused, UsageError
+from modelport.pipeline import publishing
+from modelport.pipeline.publishing import Signer, publish, pull
+
+pytest.importorskip("model_signing", reason="model-signing is not installed")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("keys")
+    from cryptography.hazmat.primitives import serialization as s
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    for name in ("ours", "theirs"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        private = key.private_bytes(
+            s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()
+        )
+        public = key.public_key().public_bytes(
+            s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo
+        )
+        (directory / f"{name}.pem").write_bytes(private)
+        (directory / f"{name}.pub").write_bytes(public)
+    return directory
+
+
+@pytest.fixture
+def signed(proven: Path, tmp_path: Path, keys: Path) -> Path:
+    publish(proven, f"file://{tmp_path}/repository", signer=Signer(keys / "ours.pem"))
+    pull(f"file://{tmp_path}/repository", tmp_path / "signed", signer=keys / "ours.pub")
+    return tmp_path / "signed"
+
+
+def test_what_is_signed_verifies_with_its_key_alone(signed, keys, capsys):
+    assert execute(["verify", str(signed), "--public-key", str(keys / "ours.pub")]) == 0
+    assert "and signed" in capsys.readouterr().out
+    assert execute(["verify", str(signed)]) == 0
+    assert execute(["verify", str(signed), "--public-key", str(keys / "theirs.pub")]) == 4
+
+
+def flip(root: Path, name: str) -> None:
+    data = bytearray((root / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (root / name).write_bytes(data)
+
+
+def renamed(root: Path) -> None:
+    (root / "config.json").rename(root / "config2.json")
+
+
+def swapped_with_manifest(root: Path) -> None:
+    """Another graph, and a manifest that names it: digests alone see nothing."""
+    import dataclasses
+
+    (root / "model.onnx").write_bytes(b"another graph")
+    manifest = artifacts.read(root).manifest
+    artifacts.write_manifest(root, dataclasses.replace(manifest, files=artifacts.collect(root)))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(lambda root, name=name: flip(root, name) for name in (
+            "model.onnx", "model.safetensors", "manifest.json", "parity.json", "provenance.json",
+            "signature.json")),
+        lambda root: (root / "extra.bin").write_bytes(b"x"),
+        lambda root: (root / ".gitignore").write_bytes(b"x"),
+        lambda root: (root / "config.json").unlink(),
+        renamed,
+        swapped_with_manifest,
+        lambda root: (root / "signature.json").unlink(),
+        lambda root: (root / "signature.json").write_text("{}"),
+        lambda root: (root / "signature.json").write_text("[" * 100_000),
+    ],
+)  # fmt: skip
+def test_every_change_is_refused_before_anything_is_parsed(signed, keys, damage, monkeypatch):
+    damage(signed)
+
+    def parsed(*_):
+        raise AssertionError("the manifest was parsed before the signature was checked")
+
+    monkeypatch.setattr(store, "loads", parsed)
+    with pytest.raises(SignatureRefused) as caught:
+        publishing.verify(signed, signer=keys / "ours.pub")
+    assert caught.value.exit_code == 4
+
+
+def test_a_link_is_refused(signed, keys, tmp_path):
+    shutil.move(signed / "config.json", tmp_path / "config.json")
+    (signed / "config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(PathEscape):
+        publishing.verify(signed, signer=keys / "ours.pub")
+
+
+def test_pull_refuses_what_is_not_signed(proven, tmp_path, keys):
+    publish(proven, f"file://{tmp_path}/plain")
+    with pytest.raises(SignatureRefused, match="has no signature"):
+        pull(f"file://{tmp_path}/plain", tmp_path / "pulled", signer=keys / "ours.pub")
+    assert not (tmp_path / "pulled").exists()
+
+
+def test_a_signature_is_carried_over_while_it_holds(signed, tmp_path, keys):
+    publish(signed, f"file://{tmp_path}/second")
+    pull(f"file://{tmp_path}/second", tmp_path / "again", signer=keys / "ours.pub")
+    artifacts.with_report(artifacts.read(signed), artifacts.BENCHMARK, "{}")
+    with pytest.raises(UsageError, match="not on the files"):
+        publish(signed, f"file://{tmp_path}/second")
+
+
+def test_what_is_no_key(proven, tmp_path, keys):
+    url = f"file://{tmp_path}/repository"
+    with pytest.raises(UsageError, match="private key"):
+        publish(proven, url, signer=Signer(keys / "ours.pub"))
+    publish(proven, url, signer=Signer(keys / "ours.pem"))
+    with pytest.raises(UsageError, match="public key"):
+        pull(url, tmp_path / "pulled", signer=keys / "ours.pem")
+
+
+def test_keyless_says_what_it_needs(proven, monkeypatch):
+    from modelport.artifacts import signing
+    from modelport.errors import DestinationUnreachable
+
+    class Config:
+        def set_hashing_config(self, _):
+            return self
+
+        def use_sigstore_signer(self, *, use_ambient_credentials):
+            assert use_ambient_credentials
+
+        def sign(self, *_):
+            raise RuntimeError("no ambient credentials")
+
+    real = signing._module
+    fake = type("signing", (), {"Config": Config})
+    monkeypatch.setattr(signing, "_module", lambda n: fake if n == "signing" else real(n))
+    with pytest.raises(DestinationUnreachable, match="no ambient credentials") as caught:
+        signing.sign(proven, None)
+    assert "--private-key" in caught.value.hint
+
+
+def test_provenance_says_where_it_came_from(signed):
+    statement = json.loads((signed / release.PROVENANCE).read_bytes())
+    manifest = artifacts.read(signed).manifest
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    digests = {s["name"]: s["digest"]["sha256"] for s in statement["subject"]}
+    assert digests["model.onnx"] == manifest.files["model.onnx"].sha256
+    build = statement["predicate"]["buildDefinition"]
+    assert build["externalParameters"]["options"]["opset"] == 17
+    assert build["resolvedDependencies"][0]["digest"]["sha256"] == manifest.source.digest
+    builder = statement["predicate"]["runDetails"]["builder"]
+    assert builder["version"]["torch"] == manifest.tools["torch"]
+    assert builder["host"]["machine"]
+
+
+def test_without_the_package_the_error_names_the_extra(proven, tmp_path):
+    code = (
+        "import sys; sys.modules['model_signing'] = None\n"
+        "from modelport.cli import execute\n"
+        f"sys.exit(execute(['publish', {str(proven)!r}, 'file://{tmp_path}/r', '--keyless']))"
+    )
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    assert "modelport[publish]" in done.stderr
