@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import runtimes
+from . import gpu, runtimes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,6 +40,10 @@ OPTIONAL = {
 """Optional packages and the extra that brings each."""
 
 
+DRIVERS = {"12": 535, "13": 580}
+"""Lowest Linux driver for TensorRT's wheels, by CUDA version (TensorRT 11.4, Prerequisites)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One fact about this machine.
@@ -62,6 +66,7 @@ def examine(notify: Callable[[str], None] = lambda _: None) -> tuple[Finding, ..
         ("packages", _packages),
         ("combinations", _combinations),
         ("runtimes and devices", _runtimes),
+        ("TensorRT", _tensorrt),
         ("the hub", _hub),
     ):
         notify(f"looking at {step}")
@@ -156,6 +161,42 @@ def _runtimes() -> Iterator[Finding]:
                 yield Finding(subject, "ok", f"runs {', '.join(runtime.formats)}")
             else:
                 yield Finding(subject, "absent", reason)
+
+
+def _tensorrt() -> Iterator[Finding]:
+    """What is between this machine and TensorRT engines, one step at a time."""
+    subject = "TensorRT engines"
+    cuda = _cuda_of_torch()
+    if cuda is None:
+        yield Finding(subject, "absent", "torch here was built without CUDA",
+                      "install torch's CUDA build: https://pytorch.org/get-started/locally")
+    wheels = [c for c in ("12", "13") if _installed(f"tensorrt-cu{c}")]
+    if cuda is not None and wheels and cuda not in wheels:
+        yield Finding(subject, "warning",
+                      f"torch is built for CUDA {cuda}, TensorRT for CUDA {wheels[0]}",
+                      f"pip install tensorrt-cu{cuda} in the place of tensorrt-cu{wheels[0]}")
+    reason = gpu.unavailable()
+    if reason is not None:
+        yield Finding(subject, "absent", reason, f"{gpu.INSTALL} on a machine with an NVIDIA GPU "
+                      "(Turing or later); docs/tensorrt.md")
+        return
+    here = gpu.machine()
+    lowest = DRIVERS.get(cuda or "", 0)
+    driver = here.driver.partition(".")[0]
+    if driver.isdecimal() and int(driver) < lowest:
+        yield Finding(subject, "warning", f"driver {here.driver} is older than {lowest}, which "
+                      f"TensorRT for CUDA {cuda} needs", f"driver {lowest} or later")
+    yield Finding(subject, "ok", f"TensorRT {here.tensorrt} on {here.gpu} (compute capability "
+                  f"{here.compute_capability}, driver {here.driver})")
+
+
+def _cuda_of_torch() -> str | None:
+    """The major version of the CUDA that torch was built for; None without CUDA or torch."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.version.cuda.partition(".")[0] if torch.version.cuda else None
 
 
 def _hub() -> Iterator[Finding]:

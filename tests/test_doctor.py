@@ -56,6 +56,40 @@ def test_no_build_of_onnxruntime_is_broken(monkeypatch: pytest.MonkeyPatch) -> N
     assert any("no ONNX Runtime" in f.found for f in by_level(doctor.examine(), "broken"))
 
 
+def engines(findings: tuple[doctor.Finding, ...]) -> list[doctor.Finding]:
+    return [f for f in findings if f.subject == "TensorRT engines"]
+
+
+def test_what_is_missing_for_tensorrt_is_explained_step_by_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from modelport import gpu
+
+    monkeypatch.setattr(doctor, "_cuda_of_torch", lambda: None)
+    monkeypatch.setattr(gpu, "unavailable", lambda: "TensorRT is not installed here")
+    built, absent = engines(doctor.examine())
+    assert (built.level, absent.level) == ("absent", "absent")
+    assert "without CUDA" in built.found
+    assert gpu.INSTALL in absent.remedy
+
+
+def test_tensorrt_for_another_cuda_and_an_old_driver_are_warnings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from modelport import gpu
+
+    here = gpu.Machine("GPU", "9.0", "535.10", "13.0", "11.4.0.106")
+    monkeypatch.setattr(doctor, "_cuda_of_torch", lambda: "13")
+    monkeypatch.setattr(gpu, "unavailable", lambda: None)
+    monkeypatch.setattr(gpu, "machine", lambda: here)
+    installed(monkeypatch, tensorrt_cu12="11.4.0.106", tensorrt_cu13=None)
+    wheels, driver, fine = engines(doctor.examine())
+    assert [f.level for f in (wheels, driver, fine)] == ["warning", "warning", "ok"]
+    assert "tensorrt-cu13" in wheels.remedy
+    assert "580" in driver.found
+    assert "TensorRT 11.4.0.106 on GPU" in fine.found
+
+
 def test_tensorrt_11_beside_onnxruntime_gpu_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, onnxruntime=None, onnxruntime_gpu="1.31.1", tensorrt="11.4.0")
     assert any("libnvinfer.so.10" in f.found for f in by_level(doctor.examine(), "warning"))

@@ -16,6 +16,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Double:
     def __init__(self, version: str, behaviour: Any = None) -> None:
         data = json.loads((FIXTURES / f"tensorrt-{version}.json").read_text())
         self.__version__ = version
+        self.__spec__ = ModuleSpec("tensorrt", None)  # libraries that look for it find it
         self.calls: list[tuple[str, str, dict[str, Any]]] = []
         self.behaviour = behaviour
         self._classes: dict[str, Any] = {}
