@@ -75,8 +75,9 @@ def _option(field: dataclasses.Field[Any]) -> Callable[[Command], Command]:
     plain = {"int": int, "bool": bool}.get(str(field.type), str)
     kind = click.Choice(choices) if choices else plain
     name = "--" + field.name.replace("_", "-")
-    return click.option(name, field.name, type=kind, default=field.default, show_default=True,
-                        help=field.metadata.get("help", ""))
+    flag: dict[str, Any] = {"is_flag": True} if plain is bool else {"type": kind}
+    return click.option(name, field.name, default=field.default, show_default=True,
+                        help=field.metadata.get("help", ""), **flag)
 
 
 def artifact_and_report(artifact: Any, *, reports: bool) -> Any:

@@ -157,7 +157,9 @@ def _attempt(
                 artifact = deriving.derive(exporter, model, artifact, place, step)
         except (errors.UnsafeError, errors.UnavailableError, UsageError):
             raise
-        except ClaimError as error:
+        except (ClaimError, ExportError) as error:
+            if len(exporter.strategies(options)) == 1:
+                raise  # there is nothing else to try, and it says what is wrong
             return outcome("failed", what + str(error))
         except Exception as error:  # noqa: BLE001 - an exporter may fail in any way; the next one is tried
             return outcome("failed", what + _first_line(error))

@@ -415,6 +415,18 @@ def test_the_whole_chain_from_the_checkpoint(
                                             if k != "source"})
 
 
+def test_an_engine_that_forgot_its_precision_is_never_placed(
+    world: World, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    world.forgets_precision = True
+    request = pipeline.ModelRequest(str(tiny("bert")))
+    with pytest.raises(ClaimError, match="do not compute in float16") as caught:
+        pipeline.export("tensorrt", request, tmp_path / "out",
+                        TensorRTOptions(**SMALL, dtype="fp16"), validate=False)  # fmt: skip
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "out").exists()
+
+
 # --- precision ----------------------------------------------------------------------------------
 
 

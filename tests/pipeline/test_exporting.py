@@ -104,7 +104,7 @@ def test_a_file_that_is_not_what_was_asked_for_is_no_success(
         graph.graph.opset_imports[""] = 18
 
     breaking(monkeypatch, other_opset)
-    with pytest.raises(ExportError, match="the file has opset 18"):
+    with pytest.raises(ClaimError, match="the file has opset 18"):
         pipeline.export("onnx", request_, tmp_path / "out", OnnxOptions(opset=11))
     assert list(tmp_path.iterdir()) == [tmp_path / "cache"] or not list(tmp_path.iterdir())
 
