@@ -198,6 +198,16 @@ def _described(engines: Sequence[Engine]) -> str:
     return "; ".join(texts)
 
 
+def edges(engines: Sequence[Engine]) -> dict[str, tuple[int, ...]]:
+    """Ends of every profile's ranges by dimension: sizes that reach every one of them."""
+    found: dict[str, set[int]] = {}
+    for engine in engines:
+        for profile in engine.profiles:
+            for name, dim in profile.dims.items():
+                found.setdefault(name, set()).update((dim.min, dim.max))
+    return {name: tuple(sorted(sizes)) for name, sizes in found.items()}
+
+
 def record(engines: Sequence[Engine]) -> list[dict[str, Any]]:
     """Engines for the manifest: what a serving repository needs to know of each profile."""
     return [

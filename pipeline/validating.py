@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import artifacts, checkpoints, validate
+from .. import artifacts, checkpoints, profiles, validate
 from ..errors import UsageError
+from ..validate import matrix
 from . import deriving, subjects
 from .references import original, references
 from .request import ModelRequest, Notify
@@ -179,12 +180,25 @@ def _texts(spec: ModelSpec, root: Path) -> tuple[validate.Case, ...]:
     )
 
 
+def _every_profile(subject: Subject) -> dict[str, tuple[int, ...]]:
+    """Sizes that reach every optimisation profile of an artifact that has any, with the usual ones.
+
+    The kernels of one profile may be right and those of the next wrong.
+    """
+    facts = subject.artifact.manifest.facts if subject.artifact else {}
+    if "engines" not in facts:
+        return {}
+    edges = profiles.edges(profiles.from_record(facts["engines"], subject.spec))
+    return {name: tuple(sorted({*edges.get(name, ()), *matrix.sizes_of(name, dim)}))
+            for name, dim in subject.spec.dims.items()}
+
+
 def _plan(subject: Subject, root: Path, limits: Limits) -> Plan:
     traced = subject.artifact.manifest.facts.get("traced", {}) if subject.artifact else {}
     plan = validate.plan(
         subject.spec,
         max_seconds=limits.max_seconds,
-        sizes=limits.sizes,
+        sizes={**_every_profile(subject), **limits.sizes},
         traced={name: (size,) for name, size in traced.items()},
         max_memory=limits.max_memory or validate.MAX_MEMORY,
     )

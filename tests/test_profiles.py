@@ -134,6 +134,15 @@ def test_a_model_of_fixed_shapes_has_one_profile_without_dimensions() -> None:
     assert engines[0].profiles[0].shapes(fixed, "x") == ((2, 3),) * 3
 
 
+@pytest.mark.parametrize("layout", ["multi-profile", "engine-per-profile"])
+def test_the_edges_visit_every_profile(layout: profiles.Layout) -> None:
+    engines = profiles.arrange(profiles.plan(SPEC, "1,2,4,16", "1:8:64"), layout)
+    edges = profiles.edges(engines)
+    assert edges == {"batch": (1, 2, 3, 4, 5, 16), "sequence": (1, 64)}
+    visited = {profiles.route(engines, {"batch": b, "sequence": 64}) for b in edges["batch"]}
+    assert len(visited) == 4
+
+
 def test_the_record_survives_json() -> None:
     engines = profiles.arrange(profiles.plan(SPEC, DEFAULT, "auto"), "engine-per-profile")
     assert profiles.from_record(json.loads(json.dumps(profiles.record(engines))), SPEC) == engines

@@ -407,12 +407,23 @@ def test_the_whole_chain_from_the_checkpoint(
     assert manifest.parent == manifest.lineage[-1].identity
     assert manifest.target["gpu"] == "Test GPU 9000"
     assert manifest.facts["precision"] == "float16"
-    assert profiles.from_record(manifest.facts["engines"], artifact.spec)
+    engines = profiles.from_record(manifest.facts["engines"], artifact.spec)
+    assert validated(artifact) == set(range(len(engines[0].profiles)))
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith("cache")) == [
         TIMINGS, "out"]  # fmt: skip
     text = (out / "manifest.json").read_text()
     assert str(tmp_path) not in json.dumps({k: v for k, v in json.loads(text).items()
                                             if k != "source"})
+
+
+def validated(artifact: artifacts.Artifact) -> set[int]:
+    """Indices of the profiles that validation of an artifact with one engine runs."""
+    from modelport.pipeline import subjects, validating
+
+    subject = subjects.Subject(artifact.spec, lambda: None, artifact)  # type: ignore[arg-type]
+    plan = validating._plan(subject, artifact.root, validating.Limits())
+    engines = profiles.from_record(artifact.manifest.facts["engines"], artifact.spec)
+    return {profiles.route(engines, dict(case.sizes)).profile for case in plan.cases if case.sizes}
 
 
 def test_an_engine_that_forgot_its_precision_is_never_placed(
