@@ -225,7 +225,7 @@ class Registry(Repository):
         where = answer.headers.get("Location")
         if not where:
             raise Transient("the registry gave no place to upload to")
-        return urljoin(str(answer.url), where)
+        return urljoin(str(answer.url), str(where))
 
     @staticmethod
     def _length(answer: Any) -> int | None:
