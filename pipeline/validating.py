@@ -130,7 +130,7 @@ def _judge(
     effects = validate.measure_effects(
         subject.open,
         original(checkpoint, "float64", subject.spec, device),
-        deriving.text_cases(subject.spec, checkpoint.root) or essential,
+        deriving.text_cases(subject.spec, checkpoint.root) or deriving.enough(essential),
         spec=subject.spec,
         budget=budget,
     )
