@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 OLDEST, MAJORS = (10, 16), (10, 11)
 """Lowest version and the major versions whose Python bindings the code is checked against."""
 
+READS = {(10, 10), (11, 11), (10, 11)}
+"""Major versions of a version-compatible engine and of a runtime that reads it (TensorRT 11.4,
+Support Matrix)."""
+
 INSTALL = 'pip install "modelport[tensorrt]"'
 
 DTYPES = {
@@ -157,15 +161,14 @@ def refusal(target: Mapping[str, str], here: Machine) -> str | None:
     """Why an engine made for ``target`` cannot run here, in one sentence; None when it can.
 
     TensorRT reads an engine of its exact version on the very GPU it was timed on. A
-    version-compatible engine is read by later versions of the same major; hardware compatibility
-    widens the GPUs.
+    version-compatible engine is read by later versions too; hardware compatibility widens the GPUs.
     """
     made, present = target.get("tensorrt", ""), here.tensorrt
     if target.get("version_compatible") == "yes":
         then, now = _numbers(made), _numbers(present)
-        if then[0] != now[0] or then > now:
+        if then > now or (then[0], now[0]) not in READS:
             return (f"this version-compatible engine was made by TensorRT {made}, and here is "
-                    f"{present}; the same major version is needed, not an older one")
+                    f"{present}; the same or a later version is needed, of 11 at most")
     elif made != present:
         return f"this engine was made by TensorRT {made or 'unknown'}, and here is {present}"
     capability, hardware = target.get("compute_capability", ""), target.get("hardware_compatible")

@@ -104,8 +104,12 @@ class TensorRTExporter(Exporter[TensorRTOptions]):
                              allowed=f"{LEVELS[0]} to {LEVELS[-1]}", hint="--opt-level 3")
         if options.workspace < 0:
             raise UsageError(f"a workspace of {options.workspace} MiB", allowed="0 or more")
-        parent = self.parent_options(options)
-        onnx.EXPORTER.check(parent)
+        if options.version_compatible and (options.refit or options.strip_plan):
+            raise UsageError(
+                "a version-compatible engine brings a lean runtime, which cannot refit weights",
+                allowed="one of --version-compatible and --refit or --strip-plan",
+            )
+        onnx.EXPORTER.check(self.parent_options(options))
         if reason := gpu.unavailable():
             raise BackendUnavailable(reason)
 

@@ -32,7 +32,7 @@ class TensorRT(Runtime):
 
     def unavailable(self, device: str = "cpu") -> str | None:
         if device != "cuda":
-            return "TensorRT engines run on cuda only"
+            return "TensorRT engines run on cuda only; add --device cuda"
         return gpu.unavailable()
 
     def open(
@@ -72,7 +72,7 @@ class _Slot:
 
     Attributes:
         binding: whose shapes and addresses the context holds.
-        memory: the scratch memory it was given.
+        memory: number of the scratch block it was given; the block itself is not held.
         replay: launches the captured graph of ``binding``.
     """
 
@@ -80,7 +80,7 @@ class _Slot:
     engine: Any
     profile: int
     binding: Binding | None = None
-    memory: Any = None
+    memory: int = 0
     replay: Callable[[], None] | None = None
 
 
@@ -104,7 +104,7 @@ class TensorRTSession(Session):
         self._lines: list[str] = []
         self._log = gpu.logger(self._trt, self._lines)
         self._scratch: Any = None
-        self._scratch_bytes = 0
+        self._scratch_bytes = self._scratch_number = 0
         self._runtime = self._trt.Runtime(self._log)
         # A version-compatible engine carries a runtime of its own, which is code.
         compatible = artifact.manifest.target.get("version_compatible") == "yes"
@@ -235,9 +235,11 @@ class TensorRTSession(Session):
         need = need or slot.engine.get_device_memory_size_for_profile_v2(slot.profile)
         if self._scratch is None or need > self._scratch_bytes:
             self._scratch_bytes = max(need, _tensorrt_device.ALIGNMENT)
+            self._scratch = None  # the old block is free before the new one is asked for
             self._scratch = self._device.empty((self._scratch_bytes,), "uint8")
+            self._scratch_number += 1
         slot.context.set_device_memory(self._device.address(self._scratch), self._scratch_bytes)
-        slot.memory = self._scratch
+        slot.memory = self._scratch_number
 
     def _enqueue(self, binding: Binding) -> None:
         """Launch on the stream; what another binding changed in the context is set again."""
@@ -245,7 +247,7 @@ class TensorRTSession(Session):
         if slot.binding is not binding:
             self._set_shapes(binding)
             self._occupy(binding)
-        elif slot.memory is not self._scratch:  # it grew, and graphs know the old address
+        elif slot.memory != self._scratch_number:  # it grew, and graphs know the old address
             slot.replay = None
             self._give_scratch(slot)
         if not slot.context.execute_async_v3(self._device.stream):
@@ -259,7 +261,7 @@ class TensorRTSession(Session):
         """
         self._check_open()
         slot = binding.slot
-        current = slot.binding is binding and slot.memory is self._scratch
+        current = slot.binding is binding and slot.memory == self._scratch_number
         if self._graphs and current and slot.replay is not None:
             slot.replay()
             return

@@ -336,6 +336,7 @@ def test_a_version_compatible_engine_is_read_back(
     ("options", "message"),
     [({"opt_level": 6}, "optimisation level 6"), ({"workspace": -1}, "-1 MiB"),
      ({"batch_profiles": "4,2"}, "--batch-profiles"), ({"seq_lens": "9:1"}, "--seq-lens"),
+     ({"version_compatible": True, "strip_plan": True}, "lean runtime"),
      ({"opset": 9}, "opset 9"), ({"dtype": "bf16", "opset": 12}, "opset 12")],
 )  # fmt: skip
 def test_options_that_cannot_work_are_refused_before_any_work(

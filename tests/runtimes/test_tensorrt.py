@@ -384,7 +384,8 @@ TARGET = gpu.Machine("A", "8.6", "580", "13.0", "10.16.1.11")
         ({}, {"tensorrt": "10.16.1.12"}, False),
         ({"version_compatible": True}, {"tensorrt": "10.17.0.0"}, True),
         ({"version_compatible": True}, {"tensorrt": "10.16.0.9"}, False),
-        ({"version_compatible": True}, {"tensorrt": "11.0.0.0"}, False),
+        ({"version_compatible": True}, {"tensorrt": "11.0.0.0"}, True),
+        ({"version_compatible": True}, {"tensorrt": "12.0.0.0"}, False),
         ({"version_compatible": True}, {"gpu": "B"}, False),
         ({"hardware": "same-compute-capability"}, {"gpu": "B"}, True),
         ({"hardware": "same-compute-capability"}, {"compute_capability": "8.9"}, False),
@@ -471,7 +472,7 @@ def test_without_a_gpu_the_runtime_says_so() -> None:
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert RUNTIME.unavailable("cpu") == "TensorRT engines run on cuda only"
+    assert RUNTIME.unavailable("cpu") == "TensorRT engines run on cuda only; add --device cuda"
     assert RUNTIME.unavailable("cuda")
 
 
