@@ -124,7 +124,7 @@ def _config(artifact: Artifact, model: _Model, serving: Serving, backend: _Backe
         UsageError: a dtype that Triton does not know.
     """
     try:
-        from google.protobuf import text_format
+        from google.protobuf import text_format  # type: ignore[import-untyped]
         from tritonclient.grpc import model_config_pb2 as schema
     except ImportError as error:
         raise BackendUnavailable(

@@ -1,0 +1,8 @@
+"""``exploits`` is imported by name, as the modules in ``support`` are."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
