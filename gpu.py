@@ -240,6 +240,20 @@ def refit(trt: Any, engine: Any, log: Any, graph: Path) -> None:
         raise ExportError(f"the engine refused its weights (missing: {missing})")
 
 
+def stream_weights(engine: Any, budget: int = -1) -> None:
+    """Say how many bytes of weights stay on the GPU, where some may stay on the host.
+
+    Must come before the first context, which otherwise takes them all.
+
+    Args:
+        budget: bytes; -1 leaves it to TensorRT. Ignored by engines built without weight streaming.
+    """
+    if engine.streamable_weights_size > 0:
+        if budget < 0:
+            budget = engine.get_weight_streaming_automatic_budget()
+        engine.weight_streaming_budget_v2 = budget
+
+
 def major(trt: Any) -> int:
     """The major version of the module."""
     return _numbers(str(trt.__version__))[0]

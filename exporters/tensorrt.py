@@ -242,6 +242,7 @@ def _opened(trt: Any, out: Path, engine: Engine, options: TensorRTOptions, log: 
         raise ClaimError(f"{engine.file} cannot be opened again")
     if options.strip_plan:
         gpu.refit(trt, found, log, out / onnx.GRAPH)
+    gpu.stream_weights(found)
     return _Opened(found, runtime, log)
 
 

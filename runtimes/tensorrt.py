@@ -113,7 +113,7 @@ class TensorRTSession(Session):
         self._opened: list[Any] = []
         for engine in self._engines:
             opened = self._deserialised(artifact, engine)
-            self._stream_weights(opened, int(options["weight_budget"]))
+            gpu.stream_weights(opened, int(options["weight_budget"]))
             self._require(opened, engine)
             self._opened.append(opened)
             self._slots.append(
@@ -302,13 +302,6 @@ class TensorRTSession(Session):
         if artifact.manifest.facts.get("weights") == "beside the engines":
             gpu.refit(self._trt, opened, self._log, _graph(artifact))
         return opened
-
-    def _stream_weights(self, opened: Any, budget: int) -> None:
-        """How many of the weights stay on the GPU, of engines that may leave some on the host."""
-        if opened.streamable_weights_size > 0:
-            if budget < 0:
-                budget = opened.get_weight_streaming_automatic_budget()
-            opened.weight_streaming_budget_v2 = budget
 
     def _require(self, opened: Any, engine: Engine) -> None:
         """The engine has the tensors of the spec and the profiles that routing relies on.

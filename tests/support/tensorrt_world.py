@@ -313,6 +313,10 @@ class World:
     def ICudaEngine_create_execution_context(self, engine: Any, strategy: Any = None) -> Any:
         if engine.empty:
             raise Misuse("a context of an engine without weights")
+        if "WEIGHT_STREAMING" in engine.data["flags"] and (
+            "p_weight_streaming_budget_v2" not in engine.__dict__
+        ):
+            raise Misuse("a context took all weights of an engine that streams them")
         engine.__dict__["contexts"] += 1
         return self.trt.make(
             "IExecutionContext", engine_=engine, profile=None, shapes={}, addresses={},
