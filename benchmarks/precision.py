@@ -24,13 +24,14 @@ from typing import Any
 import _paired
 import numpy as np
 
+NO_LIMIT = "sqnr_db=0,agreement=0,agreement_low=0"
 VARIANTS: dict[str, dict[str, str]] = {
     "fp32": {},
     "fp16": {"dtype": "fp16"},
     "bf16": {"dtype": "bf16"},
     "int8-dynamic, 20 dB": {"quantize": "int8-dynamic"},
-    "int8-dynamic, all layers": {"quantize": "int8-dynamic", "budget": "sqnr_db=0,agreement=0,agreement_low=0"},
-    "int8-static, all layers": {"quantize": "int8-static", "budget": "sqnr_db=0,agreement=0,agreement_low=0"},
+    "int8-dynamic, all layers": {"quantize": "int8-dynamic", "budget": NO_LIMIT},
+    "int8-static, all layers": {"quantize": "int8-static", "budget": NO_LIMIT},
 }
 RUNTIME = {"bf16": "openvino"}
 SHAPES = ((1, 128), (8, 128), (32, 128))

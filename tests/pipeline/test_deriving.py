@@ -78,7 +78,7 @@ def test_a_wrong_weight_is_rejected(
     changed = (array.astype(np.float32) * change).astype(array.dtype)
     value.const_value = ir.tensor(changed, name=name)
     onnx_files.save(model, artifact.root)
-    files = {n: e for n, e in artifacts.collect(artifact.root).items()}
+    files = artifacts.collect(artifact.root)
     artifacts.write_manifest(artifact.root, dataclasses.replace(artifact.manifest, files=files))
     report = pipeline.validate_artifact(artifact.root, limits=LIMITS)
     assert report.gates["precision"] != "pass"

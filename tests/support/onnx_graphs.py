@@ -27,14 +27,16 @@ def graph(
     return ir.Model(made, ir_version=8)
 
 
-def value(name: str, shape: Sequence[int | str], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+def value(
+    name: str, shape: Sequence[int | str], dtype: ir.DataType = ir.DataType.FLOAT
+) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
 
 def product(
     weight: np.ndarray, *, kind: str = "matmul", opset: int = 17, scale: float = 1.0
 ) -> ir.Model:
-    """x · weight, times ``scale``; ``kind``: matmul, transposed (weight is [outputs, inputs]), gemm."""
+    """x · weight, times ``scale``; ``kind``: matmul, or transposed or gemm ([outputs, inputs])."""
     width = weight.shape[1 if kind != "matmul" else 0]
     x, w = value("x", ("batch", width)), value("w", weight.shape)
     y = value("y", ("batch", weight.shape[0 if kind != "matmul" else 1]))

@@ -73,7 +73,8 @@ def test_headroom_for_inputs_larger_than_the_samples(tmp_path: Path) -> None:
 def test_a_mask_of_the_lowest_float_stays_in_float32(tmp_path: Path) -> None:
     lowest = float(np.finfo(np.float32).min)
     for dtype in ("float16", "bfloat16"):
-        result = cast(graphs.product(weights(), scale=lowest), {"x": FEEDS["x"] * 1e-6}, dtype=dtype)
+        small = {"x": FEEDS["x"] * 1e-6}
+        result = cast(graphs.product(weights(), scale=lowest), small, dtype=dtype)
         constant = result.model.graph.initializers["c"]
         assert constant.dtype == ir.DataType.FLOAT
         assert constant.const_value is not None
