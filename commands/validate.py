@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -57,8 +59,9 @@ def validate(
             artifact, reference=pipeline.named(reference) if reference else None,
             runtime=runtime, device=device, limits=limits, notify=notify,
         )
-    views = {"junit": validation.to_junit, "html": validation.to_html,
-             "markdown": validation.markdown}
+    views: dict[str, Callable[[Any], str]] = {
+        "junit": validation.to_junit, "html": validation.to_html, "markdown": validation.markdown,
+    }  # fmt: skip
     for kind, destination in reports.items():
         if destination is not None:
             destination.write_text(views[kind](report), encoding="utf-8")

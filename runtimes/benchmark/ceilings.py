@@ -101,7 +101,7 @@ def _undecided() -> TorchDispatchMode:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Undecided(TorchDispatchMode):
+    class Undecided(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
@@ -109,7 +109,8 @@ def _undecided() -> TorchDispatchMode:
                 return 0
             return func(*args, **(kwargs or {}))
 
-    return Undecided()
+    made: TorchDispatchMode = Undecided()  # type: ignore[no-untyped-call]
+    return made
 
 
 def measure(threads: int, device: str = "cpu") -> Ceilings:
