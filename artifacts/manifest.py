@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
-from ..checkpoints.model import Source  # noqa: TC001
+from ..checkpoints.model import Source
 from ..errors import PathEscape, UsageError
-from ..spec import ModelSpec  # noqa: TC001
+from ..spec import ModelSpec
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -29,7 +29,7 @@ BENCHMARK = "benchmark.json"
 REPORTS = frozenset({PARITY, BENCHMARK})
 """Files that say something about the artifact and are no part of what it is."""
 
-_MAX_BYTES = 16 << 20  # a manifest is a few kilobytes; more is an attack on the parser
+MAX_BYTES = 16 << 20  # a manifest is a few kilobytes; more is an attack on the parser
 _NONFINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
@@ -263,8 +263,8 @@ def parse(text: str | bytes) -> dict[str, Any]:
     Raises:
         UsageError: it is not one.
     """
-    if len(text) > _MAX_BYTES:
-        _malformed("the document", f"larger than {_MAX_BYTES} bytes")
+    if len(text) > MAX_BYTES:
+        _malformed("the document", f"larger than {MAX_BYTES} bytes")
     try:
         data = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

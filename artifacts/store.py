@@ -22,6 +22,7 @@ from .digest import digest, digests, kind, open_regular
 from .directory import REASON
 from .manifest import (
     MANIFEST,
+    MAX_BYTES,
     PARITY,
     REPORTS,
     Artifact,
@@ -55,7 +56,7 @@ def read(root: Path) -> Artifact:
     except (FileNotFoundError, NotADirectoryError):
         raise _no_manifest(root) from None
     with os.fdopen(descriptor, "rb") as file:
-        return Artifact(root, loads(file.read()))
+        return Artifact(root, loads(file.read(MAX_BYTES + 1)))  # one more is refused there
 
 
 def _no_manifest(root: Path) -> UsageError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from ..artifacts import Artifact, FileEntry
@@ -146,10 +146,6 @@ class Repository(ABC):
 
     def mend(self, record: bytes) -> None:
         """Write the release record again, whether or not it is there."""
-
-    def prepare(self, manifest_json: bytes, release: Release, tag: str) -> Sequence[Item]:
-        """Files that only this destination wants beside the artifact's, such as a model card."""
-        return ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def publish(
         patiently("sending the release record", lambda: repository.mend(record))
     _look(repository, tag, expected)  # before anything is sent
     sent = 0
-    for item in (*items, *repository.prepare(_manifest(items), release, tag)):
+    for item in items:
         if not resend and patiently(f"asking for {item.name}", lambda i=item: repository.has(i)):  # type: ignore[misc]
             notify(f"{item.name} is there already")
             continue
@@ -186,9 +186,3 @@ def _fetch_file(repository: Repository, name: str, entry: FileEntry, path: Path)
             allowed=f"sha256 {entry.sha256}, {entry.size} bytes",
             hint="publish it again with --resend, which replaces damaged files",
         )
-
-
-def _manifest(items: Sequence[Item]) -> bytes:
-    from ..artifacts import MANIFEST
-
-    return next((item.path.read_bytes() for item in items if item.name == MANIFEST), b"{}")

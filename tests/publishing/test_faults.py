@@ -124,7 +124,7 @@ def test_a_disk_that_is_full_while_publishing(proven, variant, tmp_path, monkeyp
             publish(variant("b"), url, ANY)
     assert caught.value.exit_code == 6
     assert pull(url, tmp_path / "pulled").digest == first.digest
-    assert not [p for p in (tmp_path / "repository").rglob(".*")]
+    assert not list((tmp_path / "repository").rglob(".*"))
 
 
 def test_a_file_size_limit_while_pulling(proven, tmp_path):

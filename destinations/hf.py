@@ -1,0 +1,226 @@
+"""A repository on the model hub: ``hf://owner/name[@revision]``.
+
+One commit is one release: the hub swaps a branch only if it still is where it was
+(``parent_commit``), and stores large files by their sha256, so those that it has are not sent
+again. The token comes from ``HF_TOKEN`` or the hub client's own login.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artifacts import MANIFEST
+from ..artifacts import manifest as manifests
+from ..artifacts.release import RELEASE, loads
+from ..errors import DestinationUnreachable, TagMoved, UsageError
+from .base import BLOCK, Head, Item, Reference, Repository
+from .retry import told
+
+if TYPE_CHECKING:
+    from ..artifacts import FileEntry, Manifest
+    from ..artifacts.release import Release
+
+CARD = "README.md"
+DEFAULT_REVISION = "main"
+
+
+class HubRepository(Repository):
+    """Files of a model repository at a commit."""
+
+    def __init__(self, reference: Reference) -> None:
+        super().__init__(reference)
+        if reference.tag or reference.pin:
+            raise UsageError(
+                f"{reference}: the hub has revisions", allowed="hf://owner/name@revision"
+            )
+        if reference.place.count("/") != 1:
+            raise UsageError(f"{reference} is no repository", allowed="hf://owner/name")
+        self._revision = reference.revision or DEFAULT_REVISION
+        self._commit = self._revision
+        self._items: dict[str, Item] = {}
+        self._uploaded: dict[str, Any] = {}
+        self._api = _api()
+
+    def head(self, tag: str) -> Head | None:
+        from huggingface_hub import errors
+
+        try:
+            info = self._call(
+                self._api.repo_info, self.reference.place, revision=self._revision
+            )
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+            return None
+        self._commit = str(info.sha)
+        try:
+            record = self._download(RELEASE)
+        except errors.EntryNotFoundError:
+            record = b""  # a repository that something else was committed to
+        return Head(record, self._commit, self._commit)
+
+    def has(self, item: Item) -> bool:
+        self._items[item.name] = item
+        return item.name in self._present([item], self._commit)
+
+    def send(self, item: Item) -> None:
+        from huggingface_hub import CommitOperationAdd
+
+        self._create()
+        self._items[item.name] = item
+        operation = CommitOperationAdd(path_in_repo=item.name, path_or_fileobj=str(item.path))
+        # Large files go now, by digest; small ones travel with the commit itself.
+        self._call(
+            self._api.preupload_lfs_files, self.reference.place, additions=[operation],
+            revision=self._revision, free_memory=False,
+        )
+        self._uploaded[item.name] = operation
+
+    def read(self, name: str, entry: FileEntry, start: int) -> Iterator[bytes]:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(self._call(
+                self._api.hf_hub_download, self.reference.place, name, revision=self._commit,
+                local_dir=scratch,
+            ))
+            with path.open("rb") as file:
+                file.seek(start)
+                while block := file.read(BLOCK):
+                    yield block
+
+    def point(self, tag: str, release: Release, record: bytes, expected: Head | None) -> Head:
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, errors
+
+        self._create()
+        at = expected.version if expected else None
+        there = self._present(list(self._items.values()), at) if at else set()
+        operations: list[Any] = [
+            self._uploaded.get(name)
+            or CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(item.path))
+            for name, item in sorted(self._items.items())
+            if name not in there
+        ]
+        manifest = manifests.loads(self._items[MANIFEST].path.read_bytes())
+        text = card(manifest, release, self.reference.place).encode()
+        operations += [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=data)
+            for name, data in ((RELEASE, record), (CARD, text))
+        ]
+        stale = _files(expected) - set(self._items) - {RELEASE}
+        operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)]
+        try:
+            done = self._call(
+                self._api.create_commit, self.reference.place, operations=operations,
+                commit_message=f"Publish {release.format} {release.artifact[:12]}",
+                revision=self._revision, parent_commit=at,
+            )
+        except errors.HfHubHTTPError as error:
+            if getattr(error.response, "status_code", 0) in (409, 412):
+                raise TagMoved(f"{self.reference} moved") from None
+            raise
+        self._commit = str(done.oid)
+        return Head(record, self._commit, self._commit)
+
+    def _present(self, items: Sequence[Item], commit: str) -> set[str]:
+        """Names of the items that are in a commit with these bytes."""
+        from huggingface_hub import errors
+
+        wanted = {item.name: item for item in items}
+        try:
+            found = self._call(
+                self._api.get_paths_info, self.reference.place, list(wanted), revision=commit
+            )
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+            return set()
+        return {info.path for info in found if _same(info, wanted[info.path])}
+
+    def _create(self) -> None:
+        self._call(self._api.create_repo, self.reference.place, exist_ok=True)
+        if self._revision != DEFAULT_REVISION:
+            self._call(
+                self._api.create_branch, self.reference.place, branch=self._revision,
+                exist_ok=True,
+            )
+
+    def _download(self, name: str) -> bytes:
+        with tempfile.TemporaryDirectory() as scratch:
+            path: str = self._call(
+                self._api.hf_hub_download, self.reference.place, name, revision=self._commit,
+                local_dir=scratch,
+            )
+            return Path(path).read_bytes()
+
+    def _call(self, method: Any, *arguments: Any, **options: Any) -> Any:
+        from huggingface_hub import errors
+
+        try:
+            return method(*arguments, **options)
+        except errors.OfflineModeIsEnabled as error:
+            raise DestinationUnreachable(
+                "the hub client is offline", hint="unset HF_HUB_OFFLINE"
+            ) from error
+        except errors.HfHubHTTPError as error:
+            status = getattr(error.response, "status_code", 0)
+            if status in (401, 403) and not isinstance(error, errors.RepositoryNotFoundError):
+                raise DestinationUnreachable(
+                    f"{self.reference}: access was refused ({told(error)})",
+                    hint="set HF_TOKEN to a token that may write",
+                ) from None
+            raise
+
+
+def card(manifest: Manifest, release: Release, name: str) -> str:
+    """The model card: what this is, what is proven, how to check it."""
+    source, parity = manifest.source, manifest.parity
+    words = ", ".join(release.allowed)
+    allowed = f"\n**Published although: {words}.**\n" if words else ""
+    base = "" if "/" not in source.model or source.model.startswith(("/", ".")) else (
+        f"base_model: {source.model}\n"
+    )
+    verdict = "not validated" if parity is None else (
+        f"{parity.verdict} ({parity.comparisons:,} comparisons with the original)"
+    )
+    random = " with **random weights**" if source.weights == "random" else ""
+    files = "\n".join(
+        f"| {path} | {entry.size:,} | `{entry.sha256}` |"
+        for path, entry in sorted(release.files.items())
+    )
+    return (
+        f"---\n{base}library_name: {manifest.format}\ntags:\n- modelport\n- {source.task}\n---\n\n"
+        f"# {name}\n\n{source.model}{random} exported to {manifest.format} by modelport.\n{allowed}"
+        f"\n- parity with its source: {verdict}\n- source sha256: `{source.digest}`\n"
+        f"- artifact: `{release.artifact}`\n\n"
+        f"    modelport pull hf://{name} DIRECTORY\n\n"
+        f"| file | bytes | sha256 |\n| --- | --- | --- |\n{files}\n"
+    )
+
+
+def _same(info: Any, item: Item) -> bool:
+    """Whether a file on the hub has an item's bytes: by sha256, or by git's digest if small."""
+    if getattr(info, "size", None) != item.entry.size:
+        return False
+    lfs = getattr(info, "lfs", None)
+    if lfs is not None:
+        return bool(lfs.sha256 == item.entry.sha256)
+    data = item.path.read_bytes()
+    git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return bool(info.blob_id == git)
+
+
+def _files(head: Head | None) -> set[str]:
+    if head is None or not head.release:
+        return set()
+    try:
+        return set(loads(head.release).files)
+    except UsageError:
+        return set()
+
+
+def _api() -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi()
+
+
+DESTINATION = HubRepository

@@ -1,0 +1,164 @@
+"""The model hub, against a double that keeps commits as the hub does: by parent, by sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx2 as httpx
+import pytest
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
+from modelport import artifacts
+from modelport.destinations import hf
+from modelport.errors import DestinationUnreachable, DigestMismatch, TagMoved, UsageError
+from modelport.pipeline.publishing import Gate, publish, pull
+
+ANY = Gate(allow_unproven=True)
+LARGE = 10_000
+
+
+def http_error(kind: type[Exception], status: int) -> Exception:
+    request = httpx.Request("GET", "https://hub.invalid/x")
+    return kind("no", response=httpx.Response(status, request=request))
+
+
+class FakeHub:
+    """Repositories as branches of commits; a commit is its files."""
+
+    def __init__(self) -> None:
+        self.branches: dict[str, str] = {}
+        self.commits: dict[str, dict[str, bytes]] = {}
+        self.lfs: list[str] = []
+        self.interfere: dict[str, bytes] = {}
+        self.refused = False
+
+    def _at(self, revision: str) -> str:
+        commit = self.branches.get(revision, revision)
+        if commit not in self.commits:
+            raise http_error(errors.RevisionNotFoundError, 404)
+        return commit
+
+    def create_repo(self, repo_id, *, exist_ok):
+        if self.refused:
+            raise http_error(errors.HfHubHTTPError, 403)
+
+    def create_branch(self, repo_id, *, branch, exist_ok):
+        pass
+
+    def repo_info(self, repo_id, *, revision):
+        return SimpleNamespace(sha=self._at(revision))
+
+    def hf_hub_download(self, repo_id, filename, *, revision, local_dir):
+        files = self.commits[self._at(revision)]
+        if filename not in files:
+            raise http_error(errors.EntryNotFoundError, 404)
+        path = Path(local_dir, filename)
+        path.write_bytes(files[filename])
+        return str(path)
+
+    def get_paths_info(self, repo_id, paths, *, revision):
+        files = self.commits[self._at(revision)]
+        return [self._info(p, files[p]) for p in paths if p in files]
+
+    def _info(self, path, data):
+        git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        lfs = SimpleNamespace(sha256=hashlib.sha256(data).hexdigest())
+        return SimpleNamespace(
+            path=path, size=len(data), blob_id=git, lfs=lfs if len(data) > LARGE else None
+        )
+
+    def preupload_lfs_files(self, repo_id, additions, *, revision, free_memory):
+        self.lfs += [a.path_in_repo for a in additions if a.upload_info.size > LARGE]
+
+    def create_commit(
+        self, repo_id, operations, *, commit_message, revision, parent_commit
+    ):
+        if self.interfere:
+            other = {**self.commits.get(self.branches.get(revision, ""), {}), **self.interfere}
+            self.interfere = {}
+            self._commit(revision, other)
+        if parent_commit != self.branches.get(revision):
+            raise http_error(errors.HfHubHTTPError, 412)
+        files = dict(self.commits.get(parent_commit or "", {}))
+        for operation in operations:
+            if isinstance(operation, CommitOperationDelete):
+                del files[operation.path_in_repo]
+            else:
+                assert isinstance(operation, CommitOperationAdd)
+                with operation.as_file() as file:
+                    files[operation.path_in_repo] = file.read()
+        return SimpleNamespace(oid=self._commit(revision, files))
+
+    def _commit(self, revision, files):
+        oid = hashlib.sha1(repr((len(self.commits), sorted(files))).encode()).hexdigest()
+        self.commits[oid] = files
+        self.branches[revision] = oid
+        return oid
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    fake = FakeHub()
+    monkeypatch.setattr(hf, "_api", lambda: fake)
+    return fake
+
+
+def test_the_double_takes_what_the_real_client_takes():
+    for name, method in vars(FakeHub).items():
+        if not name.startswith("_"):
+            ours = set(inspect.signature(method).parameters)
+            assert ours <= set(inspect.signature(getattr(HfApi, name)).parameters), name
+
+
+def test_publish_and_pull(hub, proven, tmp_path):
+    done = publish(proven, "hf://team/tiny")
+    assert done.digest == hub.branches["main"]
+    found = pull("hf://team/tiny", tmp_path / "pulled")
+    assert artifacts.verify(tmp_path / "pulled").manifest.proven
+    assert found.digest == done.digest
+    readme = hub.commits[done.digest]["README.md"].decode()
+    assert readme.startswith("---\n")
+    assert "parity with its source: pass" in readme
+    assert not (tmp_path / "pulled" / "README.md").exists()
+
+
+def test_large_files_go_first_and_once(hub, proven, variant, tmp_path):
+    first = publish(proven, "hf://team/tiny")
+    assert set(hub.lfs) == {"model.onnx", "parity.json"}
+    assert publish(proven, "hf://team/tiny").digest == first.digest, "no new commit"
+    hub.lfs.clear()
+    publish(variant("b"), "hf://team/tiny", ANY)
+    assert hub.lfs == ["notes.txt"]
+    publish(proven, "hf://team/tiny")
+    assert "notes.txt" not in hub.commits[hub.branches["main"]], "what a release lacks is gone"
+    assert pull(f"hf://team/tiny@{first.digest}", tmp_path / "old").digest == first.digest
+
+
+def test_another_publisher_in_between(hub, proven, variant, tmp_path):
+    publish(proven, "hf://team/tiny")
+    hub.interfere = {"model.onnx": b"another's"}
+    publish(variant("b"), "hf://team/tiny", ANY)
+    assert pull("hf://team/tiny", tmp_path / "pulled").release.allowed == ("unproven",)
+    with pytest.raises(TagMoved):
+        publish(proven, "hf://team/tiny", expected="none")
+
+
+def test_a_file_changed_on_the_hub_is_refused(hub, proven, tmp_path):
+    done = publish(proven, "hf://team/tiny")
+    hub.commits[done.digest]["model.onnx"] = b"x" * 39127
+    with pytest.raises(DigestMismatch, match=r"model\.onnx"):
+        pull("hf://team/tiny", tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
+
+
+def test_refusals(hub, proven, tmp_path):
+    with pytest.raises(UsageError, match="nothing is published"):
+        pull("hf://team/tiny", tmp_path / "pulled")
+    with pytest.raises(UsageError, match="no repository"):
+        publish(proven, "hf://tiny")
+    hub.refused = True
+    with pytest.raises(DestinationUnreachable, match="refused") as caught:
+        publish(proven, "hf://team/tiny")
+    assert "HF_TOKEN" in caught.value.hint
