@@ -56,13 +56,13 @@ class OnnxOptions:
         default="none",
         metadata={
             "help": "int8 weights and activations",
-            "choices": ("none", "int8-dynamic", "int8-static"),
+            "choices": ("none", "int8-dynamic", "int8-static", "int8-symmetric"),
         },
     )
     calibration: str = field(
         default="minmax",
         metadata={
-            "help": "how int8-static chooses ranges",
+            "help": "how int8-static and int8-symmetric choose ranges",
             "choices": ("minmax", "percentile", "entropy"),
         },
     )
@@ -100,9 +100,10 @@ class OnnxExporter(Exporter[OnnxOptions]):
             )
 
         lowest_static = 13  # DequantizeLinear by channel
-        if options.quantize == "int8-static" and options.opset < lowest_static:
+        static = options.quantize in ("int8-static", "int8-symmetric")
+        if static and options.opset < lowest_static:
             raise UsageError(
-                f"opset {options.opset} cannot express int8-static",
+                f"opset {options.opset} cannot express {options.quantize}",
                 allowed=f"{lowest_static} to {highest}; int8-dynamic at any",
                 hint=f"--opset {lowest_static}, or --quantize int8-dynamic",
             )

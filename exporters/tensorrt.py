@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import gpu, profiles
@@ -114,22 +114,12 @@ class TensorRTExporter(Exporter[TensorRTOptions]):
             raise BackendUnavailable(reason)
 
     def parent_options(self, options: TensorRTOptions) -> onnx.OnnxOptions:
-        """The ONNX artifact to build from: TensorRT reads opsets 9 to 25 and does its own fusion.
-
-        Raises:
-            UsageError: int8, where the ONNX exporter cannot quantise statically.
-        """
+        """The ONNX artifact to build from; TensorRT does its own fusion."""
         chosen: dict[str, Any] = {"opset": options.opset}
         if options.dtype != "int8":
             return onnx.OnnxOptions(**chosen, dtype=options.dtype)
         # TensorRT wants scales in the graph and a zero point of 0: neither MatMulInteger nor
         # activations in uint8 have a translation.
-        offered = {f.name: f.metadata.get("choices", ()) for f in fields(onnx.OnnxOptions)}
-        if SYMMETRIC not in offered.get("quantize", ()):
-            raise UsageError(
-                "TensorRT takes int8 activations with a zero point of 0 only, and the ONNX "
-                "exporter writes none", allowed="fp32, fp16, bf16", hint="--dtype fp16",
-            )
         return onnx.OnnxOptions(**chosen, quantize=SYMMETRIC)
 
     def strategies(self, options: TensorRTOptions) -> tuple[str, ...]:

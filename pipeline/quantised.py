@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..session import Session
 
-PRECISIONS = ("int8-dynamic", "int8-static")
+PRECISIONS = ("int8-dynamic", "int8-static", "int8-symmetric")
 
 
 def fake(

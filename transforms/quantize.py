@@ -1,8 +1,9 @@
 """int8 weights by output channel, with activations rounded at run time or by calibration.
 
 ``int8-dynamic``: DynamicQuantizeLinear and MatMulInteger, standard operators from opset 11.
-``int8-static``: QuantizeLinear and DequantizeLinear around each product (QDQ), which ONNX Runtime,
-OpenVINO and TensorRT read alike; ranges come from samples.
+``int8-static``: QuantizeLinear and DequantizeLinear around each product (QDQ), which ONNX Runtime
+and OpenVINO read alike; ranges come from samples.
+``int8-symmetric``: the same with activations in int8 around 0, which TensorRT reads too.
 
 Written here because ONNX Runtime's quantizer loads every weight: this one holds a single matrix.
 """
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
-SCHEMES = ("int8-dynamic", "int8-static")
-MIN_OPSET = {"int8-dynamic": 11, "int8-static": 13}
+SYMMETRIC = "int8-symmetric"
+SCHEMES = ("int8-dynamic", "int8-static", SYMMETRIC)
+MIN_OPSET = {"int8-dynamic": 11, "int8-static": 13, SYMMETRIC: 13}
 """DynamicQuantizeLinear came with opset 11, DequantizeLinear by channel with 13."""
 
 FLOOR_DB = 8.0
@@ -70,10 +72,12 @@ class Quantize(Transform):
             raise UsageError("every layer is too sensitive to be quantised",
                              hint="--dtype fp16, or a wider --budget")
         limits: dict[str, tuple[float, float]] = {}
-        if scheme == "int8-static":
+        if scheme != "int8-dynamic":
             values = [layer.activation for layer in chosen]
             method = str(options.get("calibration", "minmax"))
             limits = {v.name or "": r for v, r in ranges(model, values, samples, method).items()}
+            if scheme == SYMMETRIC:
+                limits = {name: _symmetric(*ends) for name, ends in limits.items()}
         read = {layer.name: layer.activation.name or "" for layer in chosen}
         write = _writer(model, scheme, limits)
         stored = {layer.name: (int(layer.tensor.nbytes), write(layer)) for layer in chosen}
@@ -108,7 +112,15 @@ def _writer(
     model: ir.Model, scheme: str, limits: Mapping[str, tuple[float, float]]
 ) -> Callable[[Layer], int]:
     """What replaces one layer and returns the bytes its matrix takes now."""
-    return _Static(model, limits).write if scheme == "int8-static" else _Dynamic(model).write
+    if scheme == "int8-dynamic":
+        return _Dynamic(model).write
+    return _Static(model, limits, signed=scheme == SYMMETRIC).write
+
+
+def _symmetric(low: float, high: float) -> tuple[float, float]:
+    """What int8 can hold in the least steps around 0 that reach both ends."""
+    step = max(abs(low), abs(high)) / 127 or 1.0
+    return -128 * step, 127 * step
 
 
 class _Dynamic:
@@ -143,9 +155,12 @@ class _Dynamic:
 class _Static:
     """QuantizeLinear → DequantizeLinear on both sides of the product, which stays as it is."""
 
-    def __init__(self, model: ir.Model, ranges: Mapping[str, tuple[float, float]]) -> None:
+    def __init__(
+        self, model: ir.Model, ranges: Mapping[str, tuple[float, float]], *, signed: bool
+    ) -> None:
         self._model = model
         self._ranges = ranges
+        self._signed = signed
         self._activations: dict[ir.Value, ir.Value] = {}
 
     def write(self, layer: Layer) -> int:
@@ -170,7 +185,9 @@ class _Static:
         zero = int(np.clip(round(-low / step), 0, 255))
         name = x.name or ""
         scale = constant(self._model, f"{name}:scale", np.array(step, np.float32))
-        point = constant(self._model, f"{name}:zero", np.array(zero, np.uint8))
+        # With symmetric limits the zero of uint8 is 128, which is 0 of int8: the same steps.
+        exact = np.array(zero - 128, np.int8) if self._signed else np.array(zero, np.uint8)
+        point = constant(self._model, f"{name}:zero", exact)
         q = insert(node, "QuantizeLinear", [x, scale, point], name=f"{name}:u8")
         dq = insert(node, "DequantizeLinear", [q.outputs[0], scale, point], name=f"{name}:rounded")
         return dq.outputs[0]

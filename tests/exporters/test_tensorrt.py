@@ -346,16 +346,6 @@ def test_options_that_cannot_work_are_refused_before_any_work(
         EXPORTER.check(TensorRTOptions(**options))
 
 
-def test_int8_is_refused_while_the_graph_cannot_be_what_tensorrt_reads() -> None:
-    from modelport.exporters import onnx
-
-    quantize = onnx.OnnxOptions.__dataclass_fields__["quantize"].metadata["choices"]
-    if "int8-symmetric" in quantize:
-        pytest.skip("the ONNX exporter quantises symmetrically")
-    with pytest.raises(UsageError, match="zero point of 0"):
-        EXPORTER.check(TensorRTOptions(dtype="int8"))
-
-
 def test_lengths_beyond_the_model_are_refused(
     export: Callable[..., Path], model: checkpoints.LoadedModel
 ) -> None:
@@ -415,6 +405,35 @@ def test_the_whole_chain_from_the_checkpoint(
     text = (out / "manifest.json").read_text()
     assert str(tmp_path) not in json.dumps({k: v for k, v in json.loads(text).items()
                                             if k != "source"})
+
+
+def test_int8_is_quantised_in_the_graph_as_tensorrt_reads_it(
+    world: World, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    artifact = pipeline.export(
+        "tensorrt", pipeline.ModelRequest(str(tiny("bert"))), tmp_path / "out",
+        TensorRTOptions(**SMALL, dtype="int8"), validate=False,
+    )
+    facts = artifact.manifest.facts
+    assert facts["precision"] == "int8-symmetric"
+    assert facts["quantize"]["ranges"]  # what the reference is rounded by
+    assert [a.made_by for a in artifact.manifest.lineage] == ["export", "quantize"]
+    for counts in facts["layers"].values():
+        assert counts["int8"] > sum(counts.values()) / 2
+
+
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static"])
+def test_other_kinds_of_int8_would_not_be_parsed(
+    world: World, model: checkpoints.LoadedModel, tiny: Callable[..., Path], tmp_path: Path,
+    scheme: str,
+) -> None:
+    from modelport.exporters.onnx import OnnxOptions
+
+    request, options = pipeline.ModelRequest(str(tiny("bert"))), OnnxOptions(quantize=scheme)
+    parent = pipeline.export("onnx", request, tmp_path / "onnx", options, validate=False)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ExportError, match=r"Quantize.* \(node \d+\)"):
+        EXPORTER.export(model, parent, tmp_path / "out", TensorRTOptions(**SMALL), "build")
 
 
 def validated(artifact: artifacts.Artifact) -> set[int]:

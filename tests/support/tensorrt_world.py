@@ -81,8 +81,17 @@ class World:
         parser.__dict__["errors"] = list(self.parser_errors)
         if parser.errors:
             return False
-        parser.net.__dict__["proto"] = onnx.load(model)
-        return True
+        proto = onnx.load(model)
+        stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+        for index, node in enumerate(proto.graph.node):
+            if node.op_type in ("DynamicQuantizeLinear", "MatMulInteger"):
+                parser.errors.append((node.op_type, node.name, index, "no importer"))
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2:
+                zero = stored[node.input[2]]
+                if zero.dtype != np.int8 or zero.any():
+                    parser.errors.append((node.op_type, node.name, index, "zero point is not 0"))
+        parser.net.__dict__["proto"] = proto
+        return not parser.errors
 
     def OnnxParser_num_errors(self, parser: Any) -> int:
         return len(parser.errors)
@@ -215,11 +224,13 @@ class World:
         types = {v.name: v.type.tensor_type.elem_type
                  for v in (*inferred.value_info, *inferred.input, *inferred.output)}
         types |= {t.name: t.data_type for t in inferred.initializer}
+        restored = {n.output[0] for n in inferred.node if n.op_type == "DequantizeLinear"}
         found = []
         for node in inferred.node:
             if node.op_type not in ("MatMul", "Gemm", "Conv", "Softmax"):
                 continue
-            reads = [types.get(n, 1) for n in node.input if n]
+            # Q/DQ around a product are folded into it.
+            reads = [3 if n in restored else types.get(n, 1) for n in node.input if n]
             if not self._typed(net) or self.forgets_precision:
                 reads = [1 if t in (10, 16, 3) else t for t in reads]
             kind = "gemm" if node.op_type != "Softmax" else "kgen"

@@ -40,6 +40,25 @@ def by_hand(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     return np.asarray((grid * np.float64(size)) @ (np.rint(w / step) * np.float64(1) * step))
 
 
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+def test_symmetric_activations_have_a_zero_point_of_zero(
+    plain: bool, scale: float, tmp_path: Path
+) -> None:
+    x, w = FEEDS["x"] * np.float32(scale), weights()
+    result = transforms.get("quantize").apply(
+        graphs.product(w), {"scheme": "int8-symmetric", "samples": [{"x": x}]})
+    points = [n.inputs[2].const_value.numpy() for n in result.model.graph
+              if n.op_type in ("QuantizeLinear", "DequantizeLinear")]  # fmt: skip
+    assert len(points) == 3
+    assert all(p.dtype == np.int8 and not p.any() for p in points)
+    (found,) = graphs.run(result.model, {"x": x}, tmp_path / "m", plain=plain)
+    step = np.abs(x).max() / 127 or 1.0
+    steps = np.abs(w).max(axis=0) / 127
+    expected = (np.rint(x / step) * step) @ (np.rint(w / steps) * steps)
+    np.testing.assert_allclose(found, expected, atol=2e-2 * expected.std() + 1e-6)
+
+
 @pytest.mark.parametrize("kind", ["matmul", "transposed", "gemm"])
 @pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static"])
 @pytest.mark.parametrize("plain", [True, False])
