@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Notify = Callable[[str], None]
 
-JOIN_SECONDS = 0.2
+WAIT_SECONDS = 0.2
 """How often the waiting thread looks for Ctrl-C while the builder works."""
 
 
@@ -263,21 +263,24 @@ def supervised(work: Callable[[], Result], stop: threading.Event) -> Result:
     """
     results: list[Result] = []
     errors: list[BaseException] = []
+    # Not Thread.join: interrupted, it takes a running thread for a finished one (Python 3.11).
+    finished = threading.Event()
 
     def run() -> None:
         try:
             results.append(work())
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
             errors.append(error)
+        finally:
+            finished.set()
 
-    thread = threading.Thread(target=run, name="tensorrt-builder", daemon=True)
-    thread.start()
+    threading.Thread(target=run, name="tensorrt-builder", daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(JOIN_SECONDS)
+        while not finished.wait(WAIT_SECONDS):
+            pass
     except BaseException:
         stop.set()
-        thread.join()
+        finished.wait()
         raise
     if errors:
         raise errors[0]

@@ -35,6 +35,7 @@ class World:
         build_fails: the builder gives nothing, after logging ``build_message``.
         forgets_precision: engines compute in float32 whatever the graph says.
         stuck: the builder works until it is cancelled.
+        cancelled: the builder was cancelled and has come to its end.
         memory_per_position: bytes of activations for each element of the first input.
     """
 
@@ -46,6 +47,7 @@ class World:
         self.build_message = "Could not find any implementation for node"
         self.forgets_precision = False
         self.stuck = False
+        self.cancelled = False
         self.memory_per_position = 64
         self.queue: list[Callable[[], Any]] = []
         self.capturing: list[tuple[Any, ...]] | None = None
@@ -206,6 +208,8 @@ class World:
         deadline = time.monotonic() + 30
         while self.stuck:
             if not watch.step_complete("Tactics", 0):
+                time.sleep(0.5)  # TensorRT tidies up
+                self.cancelled = True
                 return False
             assert time.monotonic() < deadline, "nobody cancelled"
             time.sleep(0.01)
