@@ -124,7 +124,7 @@ class AOTInductorExporter(Exporter[AOTInductorOptions]):
             "route": record["route"],
             "attention": record["attention"],
             "precision": DTYPES[options.dtype],
-            "bytes": (out / PACKAGE).stat().st_size,
+            "weight_bytes": record["weight_bytes"],
         }
         if options.dtype == "fp32":
             del facts["precision"]
@@ -189,6 +189,7 @@ def _record(model: LoadedModel, options: AOTInductorOptions, ranges: bool) -> di
         "source": model.source.digest,
         "spec": dataclasses.asdict(model.spec),
         "route": "export" if ranges else "export-open",
+        "weight_bytes": _weight_bytes(model.module),
         "device": options.device,
         "attention": options.attention,
         "dtype": options.dtype,
@@ -196,6 +197,15 @@ def _record(model: LoadedModel, options: AOTInductorOptions, ranges: bool) -> di
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _weight_bytes(module: torch.nn.Module) -> dict[str, int]:
+    """Bytes of parameters and buffers by dtype; a tied weight counts once."""
+    found: dict[str, int] = {}
+    for value in (*module.parameters(), *module.buffers()):
+        dtype = str(value.dtype).removeprefix("torch.")
+        found[dtype] = found.get(dtype, 0) + value.numel() * value.itemsize
+    return found
 
 
 def _metadata(package: Path) -> dict[str, str]:

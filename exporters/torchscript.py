@@ -10,11 +10,10 @@ import dataclasses
 import json
 import sys
 import warnings
-import zipfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendUnavailable, ClaimError, ExportError
+from ..errors import BackendUnavailable, ClaimError
 from . import Exporter, Written
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ class TorchScriptExporter(Exporter[TorchScriptOptions]):
             **_control_flow(module),
             "frozen_choices": record["frozen_choices"],
             "nodes": len(list(module.inlined_graph.nodes())),
-            "weight_bytes": _weight_bytes(out / ARCHIVE),
+            "weight_bytes": _weight_bytes(module),
         }
         target = {"device": record["device"], "torch": record["torch"]}
         return Written(model.spec, facts, target)
@@ -210,20 +209,27 @@ def _require_inputs(module: Any, model: LoadedModel) -> None:
 
 def _control_flow(module: Any) -> dict[str, int]:
     """How many branches and loops are left in the graph, nested ones included."""
+    graph = module.inlined_graph
     return {
-        name: len(module.inlined_graph.findAllNodes(kind, recurse=True))
+        name: len(graph.findAllNodes(kind, recurse=True))
         for name, kind in CONTROL_FLOW.items()
     }
 
 
-def _weight_bytes(archive: Path) -> int:
-    """Bytes of all constants; a tied weight is stored once."""
-    with zipfile.ZipFile(archive) as file:
-        entries = [e for e in file.infolist() if "/constants/" in e.filename
-                   or "/data/" in e.filename]
-    if not entries:
-        raise ExportError("the archive holds no weights")
-    return sum(e.file_size for e in entries if not e.filename.endswith(".pkl"))
+def _weight_bytes(module: Any) -> dict[str, int]:
+    """Bytes of all constants and attributes by dtype; a tied weight counts once."""
+    graph = module.inlined_graph  # made anew at each access, and its nodes die with it
+    constants = [
+        node.t("value")
+        for node in graph.findAllNodes("prim::Constant", recurse=True)
+        if node.hasAttribute("value") and node.kindOf("value") == "t"
+    ]
+    seen = {t.data_ptr(): t for t in (*constants, *module.parameters(), *module.buffers())}
+    found: dict[str, int] = {}
+    for value in seen.values():
+        dtype = str(value.dtype).removeprefix("torch.")
+        found[dtype] = found.get(dtype, 0) + value.numel() * value.itemsize
+    return found
 
 
 EXPORTER = TorchScriptExporter()

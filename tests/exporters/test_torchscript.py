@@ -251,7 +251,11 @@ def test_tied_weights_are_stored_once(
     artifact, model = exported(tiny("camembert"), tmp_path / "out", mode=mode)
     refs = {(r.file, r.offset): r.nbytes for r in model.weights.values()}
     assert len(refs) < len(model.weights)  # the vocabulary projection is the embedding
-    assert artifact.manifest.facts["weight_bytes"] < sum(refs.values()) * 1.05
+    with zipfile.ZipFile(artifact.root / "model.pt") as file:
+        stored = [e.file_size for e in file.infolist() if "/constants/" in e.filename]
+    assert sum(stored) < sum(refs.values()) * 1.2  # index constants and the table of contents
+    found = artifact.manifest.facts["weight_bytes"]["float32"]
+    assert sum(refs.values()) * 0.9 < found <= sum(refs.values())
 
 
 @pytest.mark.parametrize(
