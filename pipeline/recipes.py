@@ -1,0 +1,224 @@
+"""``modelport run pipeline.yaml``: a matrix of models, formats, precisions and profiles.
+
+Each cell is exported (and proven), then benchmarked, then published, each by the program itself in
+a process of its own. A stage is named by the digest of everything that determines it; what a stage
+of that name left behind is verified and used again, so that the same command goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from .. import artifacts, exporters
+from ..artifacts._rename import write_durable
+from ..errors import IncompleteError, ModelportError, UsageError
+from .exporting import tool_versions
+
+if TYPE_CHECKING:
+    from .request import Notify
+
+Kind = Literal["export", "bench", "publish"]
+State = Literal["done", "to do"]
+
+_KEYS: Final = frozenset({"output", "models", "formats", "precisions", "profiles", "bench",
+                          "publish"})
+DONE = ".stages"
+"""Below the output: one file per finished stage, under its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One run of the program.
+
+    Attributes:
+        cell: the artifact's name: model, format, precision and profile.
+        arguments: of the program.
+        artifact: the directory it makes or uses.
+        key: sha256 over the arguments, what they refer to, the tools, and the stage before.
+    """
+
+    kind: Kind
+    cell: str
+    arguments: tuple[str, ...]
+    artifact: Path
+    key: str
+
+    @property
+    def done(self) -> bool:
+        """Whether it has run, and what it made is still there and whole."""
+        try:
+            record = json.loads(self._record.read_bytes())
+            found = artifacts.verify(self.artifact).manifest
+        except (OSError, ValueError, ModelportError):
+            return False
+        reported = self.kind != "bench" or artifacts.BENCHMARK in found.files
+        return bool(record.get("identity") == found.identity and reported)
+
+    @property
+    def _record(self) -> Path:
+        return self.artifact.parent / DONE / f"{self.key}.json"
+
+    def finish(self) -> None:
+        """Note that it is done."""
+        self._record.parent.mkdir(parents=True, exist_ok=True)
+        identity = artifacts.read(self.artifact).manifest.identity
+        text = json.dumps({"identity": identity, "arguments": self.arguments})
+        write_durable(self._record, text.encode() + b"\n")
+
+
+def plan(recipe: Path) -> tuple[Stage, ...]:
+    """The stages of a recipe, in order; every export first, then benchmarks, then publications.
+
+    Raises:
+        UsageError: not YAML, an unknown key, format or option; nothing has been run.
+    """
+    document = _read(recipe)
+    output = Path(document.get("output", "out"))
+    output = output if output.is_absolute() else recipe.parent / output
+    chains = [_chain(document, output, *cell) for cell in _cells(document)]
+    names = [chain[0].cell for chain in chains]
+    if len(set(names)) != len(names):
+        raise UsageError(f"{recipe} names a cell twice", hint="give each profile a name")
+    stages = [stage for chain in chains for stage in chain]
+    order: tuple[Kind, ...] = ("export", "bench", "publish")
+    return tuple(sorted(stages, key=lambda stage: order.index(stage.kind)))
+
+
+def run(recipe: Path, *, jobs: int = 1, notify: Notify = lambda _: None) -> tuple[Stage, ...]:
+    """Run what is not done yet; the stages of the plan are returned.
+
+    Exports and publications run ``jobs`` at a time, benchmarks one at a time with nothing beside
+    them. A cell that fails does not stop the others.
+
+    Raises:
+        UsageError: see :func:`plan`.
+        IncompleteError: some stages failed; says which and why.
+    """
+    stages = plan(recipe)
+    failed: dict[str, str] = {}
+    for kind, workers in (("export", jobs), ("bench", 1), ("publish", jobs)):
+        waiting = [s for s in stages if s.kind == kind and s.cell not in failed and not s.done]
+        with ThreadPoolExecutor(max(workers, 1)) as pool:
+            for stage, problem in zip(
+                waiting, pool.map(lambda s: _run(s, notify), waiting), strict=True
+            ):
+                if problem:
+                    failed[stage.cell] = f"{stage.kind} {stage.cell}: {problem}"
+    if failed:
+        raise IncompleteError(
+            f"{len(failed)} of {len({s.cell for s in stages})} cells failed: "
+            + "; ".join(failed.values()),
+            hint="run the same command again: it does only what is missing",
+        )
+    return stages
+
+
+def _run(stage: Stage, notify: Notify) -> str:
+    """Run one stage; what went wrong, or nothing."""
+    notify(f"{stage.kind} {stage.cell}")
+    command = [sys.executable, "-m", "modelport", *stage.arguments, "--json", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        try:
+            found = json.loads(done.stdout)["error"]["found"]
+        except (ValueError, KeyError, TypeError):
+            found = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return f"exit code {done.returncode}: {found}"
+    stage.finish()
+    return ""
+
+
+def _read(recipe: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        document = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{recipe} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(document, dict) or not document.get("models"):
+        raise UsageError(f"{recipe} names no models", allowed="models: [demo]")
+    unknown = set(document) - _KEYS
+    if unknown:
+        raise UsageError(f"{recipe} has {min(map(str, unknown))}", allowed=", ".join(sorted(_KEYS)))
+    for name in document.get("formats", ["onnx"]):
+        exporters.get(name)
+    return document
+
+
+def _cells(document: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str, str, str, Any]]:
+    """(model, format, precision, profile's name, its options) of each cell."""
+    profiles = document.get("profiles") or {"": {}}
+    for model, format_, precision, (name, options) in itertools.product(
+        document["models"], document.get("formats", ["onnx"]),
+        document.get("precisions", [""]), profiles.items(),
+    ):
+        given = {"model": model} if isinstance(model, str) else dict(model)
+        yield given, format_, precision, name, options or {}
+
+
+def _chain(
+    document: Mapping[str, Any], output: Path, model: Mapping[str, Any], format_: str,
+    precision: str, profile: str, options: Mapping[str, Any],
+) -> list[Stage]:
+    """The stages of one cell."""
+    parts = (Path(str(model["model"])).name, format_, precision, profile)
+    cell = "-".join(part for part in parts if part)
+    chosen = {**({"dtype": precision} if precision else {}), **options}
+    known = {f.replace("_", "-") for f in exporters.get(format_).options_type.__dataclass_fields__}
+    for name in chosen:
+        if str(name).replace("_", "-") not in known:
+            raise UsageError(f"{format_} has no option {name}", allowed=", ".join(sorted(known)))
+    place = output / cell
+    exported = ("export", format_, *_flags(model), *_flags(chosen))
+    basis: Any = (tool_versions(), _content(str(model["model"])))
+    key = _digest(exported, basis)
+    stages = [Stage("export", cell, (*exported, "--output", str(place), "--force"), place, key)]
+    if document.get("bench") is not None:
+        bench = ("bench", str(place), *_flags(document["bench"] or {}))
+        stages.append(Stage("bench", cell, bench, place, _digest(bench, stages[-1].key)))
+    if document.get("publish"):
+        wanted = dict(document["publish"])
+        try:
+            destination = str(wanted.pop("destination")).format(cell=cell)
+        except (KeyError, IndexError, ValueError) as error:
+            raise UsageError(
+                "publish needs a destination", allowed="file:///path:{cell}"
+            ) from error
+        publish = ("publish", str(place), destination, *_flags(wanted))
+        stages.append(Stage("publish", cell, publish, place, _digest(publish, stages[-1].key)))
+    return stages
+
+
+def _flags(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Options as the command line takes them; true is a bare flag, false and null are left out."""
+    found: list[str] = []
+    for name, value in options.items():
+        flag = "--" + str(name).replace("_", "-")
+        if value is True:
+            found.append(flag)
+        elif value is not None and value is not False:
+            found += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    return tuple(found)
+
+
+def _content(model: str) -> Any:
+    """What a local checkpoint holds, as far as its files' names, sizes and times tell."""
+    root = Path(model)
+    if not root.is_dir():
+        return None
+    return sorted(
+        (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in root.iterdir() if p.is_file()
+    )
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
