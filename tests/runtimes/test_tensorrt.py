@@ -467,6 +467,40 @@ def test_inspect_and_verify_need_neither(build: Build, major: str) -> None:
     assert done.stdout.strip() == "Test GPU 9000"
 
 
+REAL_DEVICE = _tensorrt_device.Device
+
+
+def test_the_stand_in_has_the_devices_methods() -> None:
+    import inspect
+
+    for name, member in vars(REAL_DEVICE).items():
+        if name.startswith("_") or isinstance(member, property):
+            continue
+        played = inspect.signature(getattr(HostDevice, name))
+        assert list(played.parameters) == list(inspect.signature(member).parameters), name
+
+
+def test_torch_has_what_the_device_calls() -> None:
+    """The CPU build declares the same names and parameters as the CUDA build."""
+    import inspect
+
+    import torch
+
+    graph = inspect.signature(torch.cuda.graph.__init__).parameters
+    assert {"cuda_graph", "stream", "capture_error_mode"} <= set(graph)
+    for holder, names in (
+        (torch.cuda, ("Stream", "Event", "CUDAGraph", "stream", "current_stream",
+                      "get_device_capability", "get_device_name", "max_memory_allocated",
+                      "max_memory_reserved")),
+        (torch.cuda.Stream, ("wait_stream", "synchronize")),
+        (torch.cuda.Event, ("record", "synchronize", "elapsed_time")),
+        (torch.cuda.CUDAGraph, ("replay",)),
+        (torch.Tensor, ("record_stream", "copy_", "data_ptr")),
+    ):  # fmt: skip
+        for name in names:
+            assert hasattr(holder, name), f"{holder} has no {name}"
+
+
 def test_without_a_gpu_the_runtime_says_so() -> None:
     import torch
 
