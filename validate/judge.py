@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +18,7 @@ from .pace import Pace
 from .report import CaseRecord, ParityReport
 from .rule import Rule, Verdict, worst
 from .scoring import Score, Sides
+from .spool import spool_directory
 from .suppliers import Candidate, Outputs, ReferenceCache, SessionSource, Supplier
 
 if TYPE_CHECKING:
@@ -93,8 +92,8 @@ def judge(
     settings = settings or Settings()
     plan = cases if isinstance(cases, Plan) else Plan(tuple(cases))
     spec = spec or _spec_of(reference, truth)
-    with tempfile.TemporaryDirectory(prefix="modelport-truth-") as spool:
-        store = cache or ReferenceCache(Path(spool), "", max_bytes=plan.max_disk)
+    with spool_directory() as spool:
+        store = cache or ReferenceCache(spool, "", max_bytes=plan.max_disk)
         run = _Run(spec, plan, settings, on_progress)
         # A truth that is opened here is stored even without a cache; see above.
         stored = store if cache or not isinstance(truth, Session) else None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import mutants
 import tiny_models
-from modelport import checkpoints, exporters, pipeline, runtimes, validate
+from modelport import artifacts, checkpoints, exporters, pipeline, runtimes, validate
 from modelport.session import Placement, Session
 
 if TYPE_CHECKING:
@@ -85,6 +87,17 @@ class Subject:
         return validate.judge(
             lambda: open_onnx(placed, level), self.reference, self.truth, self.plan,
             spec=self.artifact.spec, settings=validate.Settings(case_seconds=20.0))
+
+
+def spoilt_artifact(one: Subject, name: str, out: Path) -> str:
+    """An artifact, whole but for one fault in its graph; returns where the fault sits."""
+    where = mutants.spoil(one.artifact, name, out)
+    for file in one.artifact.manifest.files:
+        if not (out / file).exists():
+            shutil.copy(one.artifact.root / file, out / file)
+    manifest = replace(one.artifact.manifest, files=artifacts.collect(out))
+    artifacts.write_manifest(out, manifest)
+    return where
 
 
 def open_onnx(artifact: Artifact, level: str = "all") -> Session:
