@@ -122,6 +122,8 @@ def artifact_view(artifact: Artifact) -> RenderableType:
             row(kind, f"{t.name}  {t.dtype}[{', '.join(map(str, t.shape))}]")
     for name, dim in m.spec.dims.items():
         row("dimension", f"{name}  {dim.min} to {dim.max}, typically {dim.opt}")
+    if m.target:
+        row("tied to", _pairs(m.target))
     for name, entry in sorted(m.files.items()):
         row("file", f"{name}  {entry.size:,} bytes  sha256 {entry.sha256[:12]}")
     for attempt in m.attempts:

@@ -48,6 +48,8 @@ def _export_command(name: str) -> click.Command:
                 f"note: weights are random (seed {request.seed}); this is the architecture of "
                 f"{request.model}, not the published model"
             )
+        if exporter.notice:
+            output.note(f"note: {exporter.notice}")
         if not validate:
             output.note("note: parity is skipped; publishing will refuse this artifact")
         with output.progress() as notify:

@@ -95,6 +95,10 @@ class Exporter(ABC, Generic[Options]):
     def strategies(self, options: Options) -> tuple[str, ...]:
         """Ways to capture the graph, from cheapest to dearest; tried until one passes parity."""
 
+    def parent_of(self, options: Options) -> str | None:
+        """The format to build from, for these options."""
+        return self.parent
+
     def parent_options(self, options: Options) -> Any:
         """Options of the :attr:`parent`'s exporter; asked for where there is a parent."""
         raise NotImplementedError(f"{self.name} has no parent")

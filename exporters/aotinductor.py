@@ -68,6 +68,13 @@ class AOTInductorExporter(Exporter[AOTInductorOptions]):
             )
         _require_compiler()
 
+    def parent_of(self, options: AOTInductorOptions) -> str | None:
+        # In bfloat16 rounding hides a wrong graph: the same package in float32 is proven first.
+        return None if options.dtype == "fp32" else self.name
+
+    def parent_options(self, options: AOTInductorOptions) -> AOTInductorOptions:
+        return replace(options, dtype="fp32")
+
     def strategies(self, options: AOTInductorOptions) -> tuple[str, ...]:
         # Where the code's own reasoning excludes an end of a range (unfused attention excludes a
         # length of 1, though it works there), ranges are left open, and parity tells.

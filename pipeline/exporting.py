@@ -89,23 +89,24 @@ def _parent(
     notify: Notify,
 ) -> Iterator[Artifact | None]:
     """The artifact an exporter builds from, proven like any other; gone when the block is left."""
-    if exporter.parent is None:
+    origin = exporter.parent_of(options)
+    if origin is None:
         yield None
         return
     wanted = exporter.parent_options(options)
     with artifacts.stage(output.with_name(f".{output.name}.parent")) as workshop:
-        place = workshop.root / exporter.parent
+        place = workshop.root / origin
         try:
             yield export(
-                exporter.parent, request, place, wanted, validate=validate,
-                notify=lambda text: notify(f"{exporter.parent}: {text}"),
+                origin, request, place, wanted, validate=validate,
+                notify=lambda text: notify(f"{origin}: {text}"),
             )
         except ParityError as error:
             if place.exists():  # not the parent's: raised inside the block
                 raise
             raise ParityError(
-                f"the {exporter.parent} artifact to build from failed: {error.found}",
-                hint=f"modelport export {exporter.parent} --model {request.model}",
+                f"the {origin} artifact to build from failed: {error.found}",
+                hint=f"modelport export {origin} --model {request.model}",
             ) from error
 
 

@@ -29,6 +29,14 @@ def pairs() -> list[object]:
     ]  # fmt: skip
 
 
+def formats() -> list[object]:
+    """Every format, for what is the same code in all: with -m slow where a compiler runs."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if name in COMPILED else [])
+        for name in exporters.names()
+    ]
+
+
 def exported(name: str, model: Path, out: Path, **options: object) -> artifacts.Artifact:
     """Export without validation: the tests here validate in this process, which is faster."""
     exporter = exporters.get(name)
@@ -60,7 +68,7 @@ def test_equal_to_the_source_at_shapes_never_traced(
         assert any(f"{dim}={size}" not in shape.split() for shape in shapes)
 
 
-@pytest.mark.parametrize("name", exporters.names())
+@pytest.mark.parametrize("name", formats())
 def test_the_manifest_tells_the_whole_story(
     name: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -84,7 +92,7 @@ def test_the_manifest_tells_the_whole_story(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", exporters.names())
+@pytest.mark.parametrize("name", formats())
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])
 def test_half_precision_checkpoints_become_float32_artifacts(
     name: str, stored: str, tiny: Callable[..., Path], tmp_path: Path
@@ -95,7 +103,7 @@ def test_half_precision_checkpoints_become_float32_artifacts(
     assert report.accepted, "\n".join(r.reason for r in report.failures)
 
 
-@pytest.mark.parametrize("name", exporters.names())
+@pytest.mark.parametrize("name", formats())
 def test_a_sharded_checkpoint_exports_like_a_single_file(
     name: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -123,7 +131,7 @@ def test_every_option_has_help_and_a_default(name: str) -> None:
     exporter.options_type()
 
 
-@pytest.mark.parametrize("name", exporters.names())
+@pytest.mark.parametrize("name", formats())
 def test_a_wrong_graph_is_caught(name: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
     """Export one set of weights, then judge against another: the validator must object."""
     out = tmp_path / "out"
