@@ -148,7 +148,7 @@ def lineage_view(artifact: Artifact) -> RenderableType:
         verdict = "not validated itself" if parity is None else _verdict(parity)
         weights = ", ".join(f"{size:,} bytes {name}" for name, size in
                             sorted(facts.get("weight_bytes", {}).items(), key=lambda i: -i[1])[:2])
-        head = f"{made_by}  {identity[:12]}  {facts.get('nodes', '?')} nodes"
+        head = f"{made_by}  {identity[:12]}"
         branch = branch.add(Text("\n".join((head, weights, verdict))))
     return root
 

@@ -161,11 +161,16 @@ def _from_pretrained(
 ) -> tuple[Any, dict[str, Any]]:
     import torch
 
+    # The default for experts is a fused kernel that has no float64, and truth is computed in it.
+    experts = {"experts_implementation": "eager"} if hasattr(
+        target.config, "_experts_implementation") else {}
+
     def attempt(implementation: str) -> tuple[Any, dict[str, Any]]:
         model, info = target.cls.from_pretrained(
             target.root, dtype=torch.float32, attn_implementation=implementation,
             local_files_only=True, use_safetensors=True, output_loading_info=True,
-            ignore_mismatched_sizes=True, trust_remote_code=checkpoint.origin.remote_code, **init)
+            ignore_mismatched_sizes=True, trust_remote_code=checkpoint.origin.remote_code,
+            **experts, **init)
         return model, info
 
     try:
