@@ -21,9 +21,9 @@ ANY = Gate(allow_unproven=True)
 
 # Publishes each artifact in turn, for ever, in a process forked from one that imported everything.
 RUNNER = """
-import os, signal, sys, time, random
+import dataclasses, os, signal, sys, time, random
 from pathlib import Path
-from modelport import pipeline
+from modelport import artifacts, pipeline
 from modelport.pipeline.publishing import Gate, publish, pull
 from modelport import destinations, validate
 roots, url, rounds = [Path(r) for r in sys.argv[3:]], sys.argv[1], int(sys.argv[2])
@@ -34,9 +34,14 @@ for turn in range(rounds):
     if not pid:
         try:
             number = turn
-            while True:
+            while True:  # something new each time, or all would be there already
                 number += 1
-                publish(roots[number % len(roots)], url, Gate(allow_unproven=True))
+                root = roots[number % len(roots)]
+                (root / "notes.txt").write_text(f"{os.getpid()} {number} " * 20_000)
+                manifest = artifacts.read(root).manifest
+                artifacts.write_manifest(
+                    root, dataclasses.replace(manifest, files=artifacts.collect(root)))
+                publish(root, url, Gate(allow_unproven=True))
         finally:
             os._exit(3)
     time.sleep(random.uniform(0, span))
@@ -60,9 +65,27 @@ def test_publishers_killed_at_random_moments(variant, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 2, "the kills came too early to test anything"
-    last = publish(Path(roots[0]), f"file://{tmp_path}/repository", ANY)
+    last = publish(variant("d"), f"file://{tmp_path}/repository", ANY)
     found = pull(f"file://{tmp_path}/repository", tmp_path / "last").digest
     assert found == last.digest
+
+
+def test_the_tag_moves_after_everything_else(variant, tmp_path, monkeypatch):
+    from modelport.destinations.file import LocalRepository
+
+    written: list[str] = []
+    real = LocalRepository._write
+
+    def write(self, path, *arguments, **options):
+        real(self, path, *arguments, **options)
+        written.append(path.partition("/")[0])
+
+    monkeypatch.setattr(LocalRepository, "_write", write)
+    for name in "ab":
+        written.clear()
+        publish(variant(name), f"file://{tmp_path}/repository", ANY)
+        assert written[-1] == "tags"
+        assert set(written[:-1]) == {"blobs"}
 
 
 def test_a_registry_after_a_publisher_was_killed(registry, variant, tmp_path):
