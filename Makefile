@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: test lint types demo clean slow
 
 test: lint types
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
@@ -29,7 +29,7 @@ demo: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,demo,report,publish,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,openvino,demo,report,publish,dev]"
 	touch $(READY)
 
 clean:

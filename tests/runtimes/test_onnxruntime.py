@@ -90,3 +90,22 @@ def test_wrong_options_list_the_right_ones(artifact: Artifact, options: dict[str
 def test_an_unknown_device_is_refused(artifact: Artifact) -> None:
     with pytest.raises(BackendUnavailable, match="no device 'abacus'"):
         RUNTIME.open(artifact, "abacus")
+
+
+def test_weights_outside_the_artifact_are_refused_before_the_runtime_sees_them(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+    import onnxruntime
+    from modelport.errors import UnsafeError
+
+    path = artifact.root / "model.onnx"
+    proto = onnx.load(path, load_external_data=False)
+    outside = next(t for t in proto.graph.initializer if t.external_data)
+    next(e for e in outside.external_data if e.key == "location").value = "../elsewhere"
+    path.write_bytes(proto.SerializeToString())
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("the runtime was reached")
+    )
+    with pytest.raises(UnsafeError):
+        RUNTIME.open(artifact)
