@@ -106,9 +106,9 @@ class OnnxSession(Session):
         preferred: tuple[tuple[str, dict[str, str]], ...] = (),
     ) -> None:
         """``preferred``: providers with their options that come before the device's own."""
-        from ..artifacts.onnx_files import check_external_data
-
         import onnxruntime as ort
+
+        from ..artifacts.onnx_files import check_external_data
 
         check_external_data(path)  # a weight outside the artifact is refused before any loader runs
 
