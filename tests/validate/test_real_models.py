@@ -107,7 +107,8 @@ def test_a_fault_that_is_none_is_accepted(subject: Subjects, tmp_path: Path) -> 
 def test_no_alarm_over_opsets_and_levels(kind: str, seed: int, tmp_path: Path) -> None:
     """The whole default matrix: 6 kinds x 3 seeds x 5 opsets x 3 levels, 270 runs."""
     alarms = []
-    for opset in (11, 13, 14, 17, 21):
+    lowest = 12 if kind == "deberta-v2" else 11  # Clip takes no int64 below 12
+    for opset in (lowest, 13, 14, 17, 21):
         one = subjects.subject(kind, tmp_path, seed=seed, opset=opset)
         for level in ("disabled", "extended", "all"):
             report = one.judge_file(one.artifact.root, level=level)
