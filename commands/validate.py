@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..console import Output
-from ..errors import ParityError
+from ..errors import DestinationExists, ParityError
 from ._shared import ARTIFACT, DEVICE, FILE, SETTINGS, common, sizes
 
 
@@ -28,6 +28,8 @@ from ._shared import ARTIFACT, DEVICE, FILE, SETTINGS, common, sizes
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML here.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a self-contained page here.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write a job summary here.")
+@click.option("--bisect", "reproduction", type=click.Path(path_type=Path), metavar="DIR",
+              help="On failure name the first wrong layer, and write a reproduction here.")
 @click.option("--no-cache", is_flag=True, help="Run the reference again even if it is known.")
 @click.option("--runtime", help="What runs the artifact; default: the first that can.")
 @DEVICE
@@ -36,7 +38,7 @@ def validate(
     output: Output, artifact: Path, reference: str | None, batch_sizes: str | None,
     seq_lens: str | None, inputs: Path | None, max_seconds: float | None,
     max_memory: float | None, budget: str | None, no_cache: bool, runtime: str | None,
-    device: str, **reports: Path | None,
+    device: str, reproduction: Path | None, **reports: Path | None,
 ) -> int:
     """Compare an artifact with its source at shapes never traced, and record the verdict.
 
@@ -45,6 +47,12 @@ def validate(
     from .. import pipeline
     from .. import validate as validation
 
+    against = pipeline.named(reference) if reference else None
+    if reproduction is not None:
+        if isinstance(against, Path):
+            raise click.UsageError("--bisect needs a model to compare with, not an artifact")
+        if reproduction.exists():
+            raise DestinationExists(f"{reproduction} exists", hint="another directory for --bisect")
     chosen = {"batch": sizes(batch_sizes), "sequence": sizes(seq_lens)}
     limits = pipeline.Limits(
         sizes={name: values for name, values in chosen.items() if values},
@@ -56,8 +64,8 @@ def validate(
     )
     with output.progress() as notify:
         report = pipeline.validate_artifact(
-            artifact, reference=pipeline.named(reference) if reference else None,
-            runtime=runtime, device=device, limits=limits, notify=notify,
+            artifact, reference=against, runtime=runtime, device=device, limits=limits,
+            notify=notify,
         )
     views: dict[str, Callable[[Any], str]] = {
         "junit": validation.to_junit, "html": validation.to_html, "markdown": validation.markdown,
@@ -66,6 +74,13 @@ def validate(
         if destination is not None:
             destination.write_text(views[kind](report), encoding="utf-8")
     output.result(json.loads(report.to_json()), lambda: validation.table(report))
+    if reproduction is not None and not report.accepted and not isinstance(against, Path):
+        with output.progress() as notify:
+            found = pipeline.bisect(
+                artifact, reference=against, report=report, out=reproduction, device=device,
+                notify=notify,
+            )
+        output.aside(found.view())
     return 0 if report.accepted else ParityError.exit_code
 
 

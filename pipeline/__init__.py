@@ -7,6 +7,7 @@ what opens them from :mod:`..runtimes`.
 from __future__ import annotations
 
 from .benchmarking import Grid, against, bench, open_path
+from .bisecting import Bisection, bisect
 from .exporting import default_output, export
 from .opening import open_artifact, open_session
 from .request import ModelRequest
@@ -14,11 +15,13 @@ from .subjects import named
 from .validating import Limits, parity_report, validate_artifact
 
 __all__ = [
+    "Bisection",
     "Grid",
     "Limits",
     "ModelRequest",
     "against",
     "bench",
+    "bisect",
     "default_output",
     "export",
     "named",

@@ -147,3 +147,25 @@ def test_an_artifact_with_other_inputs_is_no_reference(
     pipeline.export("onnx", pipeline.ModelRequest(str(tiny("vit"))), vit, validate=False)
     with pytest.raises(UsageError, match="pixel_values"):
         pipeline.validate_artifact(made("opset-11", opset=11), reference=vit)
+
+
+def test_bisect_names_the_layer_on_the_command_line(
+    made: Callable[..., Path],
+    tiny: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import onnx
+
+    wrong = onnx.load(made("opset-11", opset=11) / "model.onnx")
+    next(n for n in wrong.graph.node if n.op_type == "Erf").op_type = "Tanh"
+    onnx.save(wrong, tmp_path / "wrong.onnx")
+    arguments = ["validate", str(tmp_path / "wrong.onnx"), "--reference", str(tiny("bert")),
+                 *SMALL, "--bisect", str(tmp_path / "why")]  # fmt: skip
+    assert execute(arguments) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "first wrong: bert.encoder.layer.0.intermediate.intermediate_act_fn" in said
+    assert (tmp_path / "why" / "reproduce.py").exists()
+    assert execute(arguments) == 2  # what was written is not overwritten
+    artifact = str(made("opset-11", opset=11))
+    assert execute(["validate", artifact, "--reference", artifact, "--bisect", "x"]) == 2
