@@ -215,7 +215,7 @@ def judged(one: subjects.Subject, root: Path, rule: validate.Rule, level: str = 
         spec=placed.spec, settings=validate.Settings(rule=rule, case_seconds=20)).accepted
 
 
-def peers(root: Path, given: dict[str, Path]) -> dict[str, Any]:
+def peers(root: Path, given: dict[str, Path], tools: Sequence[str] = ()) -> dict[str, Any]:
     """The same files and arrays judged by other tools' own functions at their defaults."""
     jobs, ours = [], {}
     for kind in subjects.KINDS:
@@ -237,6 +237,8 @@ def peers(root: Path, given: dict[str, Path]) -> dict[str, Any]:
     found: dict[str, Any] = {"modelport": ours}
     versions = {}
     for tool, requirements in PEERS.items():
+        if tools and tool not in tools:
+            continue
         python = given.get(tool) or venv(WORK / tool, requirements)
         done = subprocess.run(
             [str(python), str(HERE / "_peers.py"), tool, str(listing)],
@@ -310,11 +312,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", action="append", help="part to run; may be given several times")
     parser.add_argument("--peer", action="append", default=[], metavar="TOOL=PYTHON",
                         help="interpreter that has a tool already")
+    parser.add_argument("--tool", action="append", default=[],
+                        help="of the peers, only this one; the others' verdicts stay")
     chosen = parser.parse_args(arguments)
     given = {tool: Path(path) for tool, path in (item.split("=", 1) for item in chosen.peer)}
     parts: dict[str, Callable[[Path], Any]] = {
         "faults": faults, "alarms": alarms, "precisions": precisions, "constants": constants,
-        "peers": lambda root: peers(root, given), "speed": speed,
+        "peers": lambda root: peers(root, given, chosen.tool), "speed": speed,
     }
     wanted = chosen.only or list(parts)
     RESULTS.mkdir(exist_ok=True)
@@ -330,6 +334,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         machine["versions"] = next(iter(machine["versions"].values()))
         # Read late: another part may have been measured meanwhile.
         result = json.loads(file.read_text()) if file.exists() else {}
+        if name == "peers" and name in result:
+            before = result[name]["result"]
+            found = {key: {**before[key], **found[key]} for key in before}
         result[name] = {"result": found, "environment": machine, "load": os.getloadavg(),
                         "seconds": round(time.perf_counter() - started, 1)}
         file.write_text(json.dumps(result, indent=1) + "\n")
