@@ -6,6 +6,8 @@ Commands are the files of ``commands/``, found by name; the formats below ``expo
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import sys
 import traceback
@@ -77,7 +79,16 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> NoReturn:
     """Entry point of the ``modelport`` program."""
-    sys.exit(execute())
+    # Importing torch and transformers makes a million objects that all live on: looking through
+    # them for garbage, and taking them down one by one at the end, costs 1.4 s of a 6 s export.
+    gc.set_threshold(100_000, 50, 50)
+    code = execute()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        code = code or 1
+    os._exit(code)
 
 
 if __name__ == "__main__":
