@@ -118,7 +118,7 @@ class OnnxSession(Session):
         if device == "cuda":
             ort.preload_dlls()
         settings = ort.SessionOptions()
-        settings.log_severity_level = 3
+        settings.log_severity_level = 4  # what it logs as an error it also raises
         settings.intra_op_num_threads = options["threads"]
         settings.graph_optimization_level = getattr(
             ort.GraphOptimizationLevel,
