@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from ._torch_capture import quiet
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -38,7 +38,7 @@ def by_trace(model: LoadedModel, opset: int) -> ir.Model:
     from onnx import version_converter
 
     buffer: Any = io.BytesIO()  # taken by the trace route, though its annotation names paths only
-    with _quiet(), _without_parameter_values(), _skipped_products(), torch.no_grad():
+    with quiet(), _without_parameter_values(), _skipped_products(), torch.no_grad():
         torch.onnx.export(
             model.module,
             _sample_tensors(model),
@@ -74,7 +74,7 @@ def by_dynamo(model: LoadedModel, opset: int) -> ir.Model:
         {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(t.shape) if isinstance(dim, str)}
         for t in model.spec.inputs
     )
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             model.module,
             _sample_tensors(model),
@@ -102,22 +102,6 @@ def _dynamic_axes(model: LoadedModel) -> dict[str, dict[int, str]]:
         t.name: {axis: dim for axis, dim in enumerate(t.shape) if isinstance(dim, str)}
         for t in tensors
     }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters talk: deprecation, tracer and progress messages that our own report replaces."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 @contextmanager

@@ -169,7 +169,8 @@ def require_outputs(outputs: Any, spec: ModelSpec, sizes: Mapping[str, int]) -> 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Capture talks: deprecations, tracer and progress messages that our own report replaces."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._inductor")]
+    talkers = ("torch.onnx", "torch.export", "torch.fx", "torch._inductor", "onnxscript")
+    loggers = [logging.getLogger(name) for name in talkers]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
