@@ -174,11 +174,16 @@ def test_a_tampered_artifact_is_refused(
         assert "model.safetensors" in capsys.readouterr().err
 
 
+def _heeds_ctrl_c() -> None:
+    """A suite that a shell runs in the background is told to ignore Ctrl-C, and so its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_nothing(bert: Path, out: Path) -> None:
     command = [sys.executable, "-m", "modelport", "export", "onnx", "--model", str(bert),
                "--output", str(out), "-v"]  # fmt: skip
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_heeds_ctrl_c
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
