@@ -33,7 +33,7 @@ class TensorSpec:
         name: as the model names it.
         dtype: NumPy name, or ``bfloat16``.
         shape: an int is fixed; a str is a named dynamic dimension, and the same name means the
-            same size in every tensor of the model.
+            same size in every tensor of the model; ``past+sequence`` is as long as these two.
         role: see :data:`Role`; outputs have none.
         high: exclusive upper bound of an integer input.
         pad: the id that means "no token here", for tokens; never drawn as real content.
@@ -56,14 +56,23 @@ class Dim:
     max: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.opt <= self.max:
+        if not 0 <= self.min <= self.opt <= self.max or self.max < 1:
             raise SpecError(f"dimension range {self.min}:{self.opt}:{self.max} is not ordered",
-                            allowed="1 <= min <= opt <= max")
+                            allowed="0 <= min <= opt <= max, and max at least 1")
+
+
+def terms(dim: str) -> tuple[str, ...]:
+    """The plain dimensions that a named one is the sum of; itself where it is plain."""
+    return tuple(dim.split("+"))
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Inputs and outputs in the model's own order, and the range of each dynamic dimension."""
+    """Inputs and outputs in the model's own order, and the range of each dynamic dimension.
+
+    Attributes:
+        dims: ranges by name; one under the name of a sum limits the sum.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -77,16 +86,23 @@ class ModelSpec:
     def output_names(self) -> tuple[str, ...]:
         return tuple(t.name for t in self.outputs)
 
+    @property
+    def free(self) -> dict[str, Dim]:
+        """The ranges of the plain dimensions, whose sizes can be chosen."""
+        return {name: dim for name, dim in self.dims.items() if len(terms(name)) == 1}
+
     def shape(self, tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The tensor's concrete shape once every dynamic dimension has a size."""
-        return tuple(d if isinstance(d, int) else sizes[d] for d in tensor.shape)
+        """The tensor's concrete shape once every plain dimension has a size."""
+        return tuple(d if isinstance(d, int) else sum(sizes[t] for t in terms(d))
+                     for d in tensor.shape)
 
     def check(self, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Check feeds against the inputs and return the size of every dynamic dimension.
+        """Check feeds against the inputs and return the size of every plain dimension.
 
         Raises:
             SpecError: a missing or unexpected name, another dtype or rank, a fixed dimension of
-                another size, one name with two sizes, or a size outside its range.
+                another size, one name with two sizes, a sum that is none, or a size outside its
+                range.
         """
         expected, given = set(self.input_names), set(feeds)
         if expected != given:
@@ -102,6 +118,11 @@ class ModelSpec:
             if str(value.dtype) != tensor.dtype:
                 raise SpecError(f"{tensor.name} has dtype {value.dtype}", allowed=tensor.dtype)
             self._check_shape(tensor, tuple(value.shape), sizes)
+        for name in [name for name in sizes if len(terms(name)) > 1]:
+            total = sizes.pop(name)
+            expected_total = sum(sizes.get(term, 0) for term in terms(name))
+            if total != expected_total:
+                raise SpecError(f"{name} is {total}", allowed=str(expected_total))
         return sizes
 
     def _check_shape(

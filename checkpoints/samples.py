@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from ..spec import Dim, ModelSpec, TensorSpec
 
-_PREFERRED = {"batch": 2, "choices": 3, "sequence": 9, "target": 5, "frames": 48}
+_PREFERRED = {"batch": 2, "choices": 3, "sequence": 9, "target": 5, "frames": 48, "past": 5}
 
 
 def sizes(dims: Mapping[str, Dim], step: int = 0) -> dict[str, int]:
@@ -35,7 +35,7 @@ def example(spec: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
 
     rng = np.random.default_rng(seed)
     inputs = {d for t in spec.inputs for d in t.shape}
-    size = sizes({k: v for k, v in spec.dims.items() if k in inputs})
+    size = sizes({k: v for k, v in spec.free.items() if k in inputs})
     shapes = {t.name: spec.shape(t, size) for t in spec.inputs}
     masks = {t.shape: _mask(shapes[t.name]) for t in spec.inputs if t.role == "mask"}
     return {t.name: _draw(t, shapes[t.name], masks, rng) for t in spec.inputs}

@@ -48,7 +48,7 @@ def test_sizes_outside_the_range_are_refused(batch: int, sequence: int) -> None:
         SPEC.check(feeds(batch, sequence))
 
 
-@pytest.mark.parametrize("bounds", [(0, 1, 2), (2, 1, 3), (1, 4, 3)])
+@pytest.mark.parametrize("bounds", [(-1, 1, 2), (2, 1, 3), (1, 4, 3), (0, 0, 0)])
 def test_a_range_must_be_ordered(bounds: tuple[int, int, int]) -> None:
     with pytest.raises(SpecError, match="not ordered"):
         Dim(*bounds)
@@ -57,3 +57,44 @@ def test_a_range_must_be_ordered(bounds: tuple[int, int, int]) -> None:
 def test_shape_puts_sizes_in_place_of_names() -> None:
     sizes = {"batch": 3, "sequence": 9}
     assert SPEC.shape(SPEC.outputs[0], sizes) == (3, 9, 100)
+
+
+CACHED = ModelSpec(
+    inputs=(
+        TensorSpec("input_ids", "int64", ("batch", "sequence"), "tokens", high=100),
+        TensorSpec("attention_mask", "int64", ("batch", "past+sequence"), "mask"),
+        TensorSpec("past", "float32", ("batch", 2, "past", 4), "features"),
+    ),
+    outputs=(TensorSpec("present", "float32", ("batch", 2, "past+sequence", 4)),),
+    dims={
+        "batch": Dim(1, 1, 4), "sequence": Dim(1, 1, 10), "past": Dim(0, 5, 9),
+        "past+sequence": Dim(1, 6, 10),
+    },
+)  # fmt: skip
+
+
+def cached(sequence: int, past: int, mask: int) -> dict[str, np.ndarray]:
+    return {
+        "input_ids": np.ones((2, sequence), np.int64),
+        "attention_mask": np.ones((2, mask), np.int64),
+        "past": np.ones((2, 2, past, 4), np.float32),
+    }
+
+
+def test_a_sum_is_as_long_as_its_terms_and_has_no_size_of_its_own() -> None:
+    assert CACHED.check(cached(3, 5, 8)) == {"batch": 2, "sequence": 3, "past": 5}
+    assert CACHED.check(cached(3, 0, 3)) == {"batch": 2, "sequence": 3, "past": 0}
+    assert CACHED.shape(CACHED.outputs[0], {"batch": 2, "sequence": 3, "past": 5}) == (2, 2, 8, 4)
+    assert set(CACHED.free) == {"batch", "sequence", "past"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "found", "allowed"),
+    [((3, 5, 7), r"past\+sequence is 7", "8"), ((6, 5, 11), r"past\+sequence is 11", "1 to 10")],
+)
+def test_a_sum_that_is_none_or_too_large_is_refused(
+    sizes: tuple[int, int, int], found: str, allowed: str
+) -> None:
+    with pytest.raises(SpecError, match=found) as caught:
+        CACHED.check(cached(*sizes))
+    assert caught.match(f"(?s)allowed: .*{allowed}")

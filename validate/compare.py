@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import UsageError
+from ..spec import terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -131,7 +132,8 @@ def kept(
     axis that is named so (attention maps have two). An output without the masked dimension (a
     pooled vector, class logits, the decoder's states) loses only its rows that are masked from end
     to end: they hold no content, and what a model computes there depends on how it writes minus
-    infinity.
+    infinity. A mask over one term of a sum, beside the mask over all of it, restricts only outputs
+    that have this term.
 
     Args:
         masks: by the mask input's own shape as named in the spec, ``(batch, sequence)`` or
@@ -142,7 +144,10 @@ def kept(
         where nothing is masked.
     """
     result: np.ndarray | None = None
+    sums = [set(terms(str(names[-1]))) for names in masks if len(terms(str(names[-1]))) > 1]
     for names, mask in masks.items():
+        if any(names[-1] in s for s in sums) and names[-1] not in output.shape:
+            continue
         held, rows = _restrict(names, mask.astype(bool), output.shape)
         if not held or rows.all():
             continue

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import SpecError, UsageError
+from ..spec import terms
 from .npz import read_arrays
 
 if TYPE_CHECKING:
@@ -77,18 +78,38 @@ def draw(spec: ModelSpec, case: Case) -> dict[str, np.ndarray]:
     for tensor in spec.inputs:
         if tensor.role == "mask" and tensor.shape not in masks:
             masks[tensor.shape] = _mask(spec.shape(tensor, sizes), case.padding, rng)
+            masks |= _pieces(tensor, masks[tensor.shape], sizes)
     return {t.name: _draw_one(t, spec.shape(t, sizes), masks, rng) for t in spec.inputs}
 
 
 def mask_arrays(spec: ModelSpec, feeds: Feeds) -> dict[tuple[int | str, ...], np.ndarray]:
-    """Every mask among the feeds by its named shape, as booleans; two of one shape are joined."""
+    """Every mask among the feeds by its named shape, as booleans; two of one shape are joined.
+
+    A mask over a sum of dimensions is there once more for each of them.
+    """
     found: dict[tuple[int | str, ...], np.ndarray] = {}
+    sizes = {dim: size for t in spec.inputs
+             for dim, size in zip(t.shape, feeds[t.name].shape, strict=True)
+             if isinstance(dim, str)}
     for tensor in spec.inputs:
         if tensor.role == "mask":
             mask = np.asarray(feeds[tensor.name]).astype(bool)
             known = found.get(tensor.shape)
             found[tensor.shape] = mask if known is None else known & mask
+            found |= _pieces(tensor, found[tensor.shape], sizes)
     return found
+
+
+def _pieces(
+    tensor: TensorSpec, mask: np.ndarray, sizes: Mapping[str, int]
+) -> dict[tuple[int | str, ...], np.ndarray]:
+    """A mask cut into the terms of its last dimension; nothing where that is plain."""
+    names = terms(str(tensor.shape[-1]))
+    if len(names) == 1:
+        return {}
+    ends = np.cumsum([sizes[name] for name in names])
+    cut = np.split(mask, ends[:-1], axis=-1)
+    return {(*tensor.shape[:-1], name): piece for name, piece in zip(names, cut, strict=True)}
 
 
 def text_cases(

@@ -8,6 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..spec import terms
 from .inputs import Case, Padding
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def plan(
     _check_sizes(spec, sizes or {})
     chosen = {name: tuple(dict.fromkeys(sizes[name])) if sizes and sizes.get(name)
               else sizes_of(name, dim, (traced or {}).get(name, ()))
-              for name, dim in spec.dims.items()}
+              for name, dim in spec.free.items()}
     ordered = _order(spec, _pool(spec, chosen, tuple(seeds)), chosen)
     kept: list[Case] = []
     left: list[LeftOut] = []
@@ -147,20 +148,34 @@ def sizes_of(name: str, dim: Dim, traced: Collection[int] = ()) -> tuple[int, ..
 def positions(spec: ModelSpec, case: Case) -> int:
     """Positions of the largest input (batch × sequence): the unit that time is counted in."""
     sizes = dict(case.sizes)
-    return max((prod(sizes[d] for d in t.shape if isinstance(d, str)) for t in spec.inputs),
-               default=1)
+    return max((prod(size for size, d in zip(spec.shape(t, sizes), t.shape, strict=True)
+                     if isinstance(d, str)) for t in spec.inputs), default=1)
 
 
 def output_elements(spec: ModelSpec, case: Case) -> int:
     """Elements of all outputs together; a size only outputs name counts at its maximum."""
-    sizes = {name: dim.max for name, dim in spec.dims.items()} | dict(case.sizes)
-    return sum(prod(d if isinstance(d, int) else sizes.get(d, 1) for d in t.shape)
-               for t in spec.outputs)
+    sizes = {d: 1 for t in spec.outputs for dim in t.shape if isinstance(dim, str)
+             for d in terms(dim)}
+    sizes |= {name: dim.max for name, dim in spec.free.items()} | dict(case.sizes)
+    return sum(prod(spec.shape(t, sizes)) for t in spec.outputs)
 
 
 def memory(spec: ModelSpec, case: Case) -> int:
-    """Estimated bytes of a case's outputs on all sides and of one model's activations."""
-    return (positions(spec, case) * POSITION_BYTES + output_elements(spec, case) * ELEMENT_BYTES)
+    """Estimated bytes of a case's arrays on all sides and of one model's activations."""
+    fed = sum(prod(spec.shape(t, dict(case.sizes))) for t in spec.inputs)
+    return (positions(spec, case) * POSITION_BYTES
+            + (fed + output_elements(spec, case)) * ELEMENT_BYTES)
+
+
+def fitted(spec: ModelSpec, sizes: Mapping[str, int], wanted: Collection[str]) -> dict[str, int]:
+    """The sizes with every limited sum within its limit: what is not wanted gives way first."""
+    found = dict(sizes)
+    for name, limit in spec.dims.items():
+        for term in sorted(terms(name), key=lambda term: term in wanted):
+            excess = sum(found.get(t, 0) for t in terms(name)) - limit.max
+            if excess > 0 and term in found and len(terms(name)) > 1:
+                found[term] = max(spec.dims[term].min, found[term] - excess)
+    return found
 
 
 def admits(spec: ModelSpec, sizes: Mapping[str, int], padding: Padding) -> bool:
@@ -179,10 +194,10 @@ def admits(spec: ModelSpec, sizes: Mapping[str, int], padding: Padding) -> bool:
 
 def _check_sizes(spec: ModelSpec, sizes: Mapping[str, Sequence[int]]) -> None:
     for name, values in sizes.items():
-        dim = spec.dims.get(name)
+        dim = spec.free.get(name)
         if dim is None:
             raise UsageError(f"the model has no dimension {name}",
-                             allowed=", ".join(spec.dims) or "none: its shapes are fixed")
+                             allowed=", ".join(spec.free) or "none: its shapes are fixed")
         wrong = [v for v in values if not dim.min <= v <= dim.max]
         if wrong:
             raise UsageError(f"{name} {wrong[0]} is out of range",
@@ -193,7 +208,7 @@ def _pool(
     spec: ModelSpec, chosen: Mapping[str, tuple[int, ...]], seeds: tuple[int, ...]
 ) -> Iterator[Case]:
     seen: set[tuple[object, ...]] = set()
-    for index, sizes in enumerate(_shapes(chosen)):
+    for index, sizes in enumerate(_shapes(spec, chosen)):
         pairs = tuple(sorted(sizes.items()))
         for turn, padding in enumerate(PADDINGS):
             if (pairs, padding) in seen or not admits(spec, sizes, padding):
@@ -206,18 +221,23 @@ def _pool(
                     if seed != seeds[i % len(first) % len(seeds)] or i >= len(first))
 
 
-def _shapes(chosen: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, int]]:
+def _shapes(
+    spec: ModelSpec, chosen: Mapping[str, tuple[int, ...]]
+) -> Iterator[dict[str, int]]:
     names = list(chosen)
     main = [n for n in names if n in PREFERRED] or names[:2]
     others = [n for n in names if n not in main]
-    middle = {n: chosen[n][min(1, len(chosen[n]) - 1)] for n in names}
-    for values in product(*(chosen[n] for n in main)):
-        yield middle | dict(zip(main, values, strict=True))
+    for index, values in enumerate(product(*(chosen[n] for n in main))):
+        # What may be empty, such as a cache, is so every other time.
+        middle = {n: chosen[n][min(1 if chosen[n][0] else index % 2, len(chosen[n]) - 1)]
+                  for n in names}
+        yield fitted(spec, middle | dict(zip(main, values, strict=True)), main)
     for name in others:
         for turn, value in enumerate(chosen[name]):
             # The largest size of the main dimensions is left to their own product.
             small = {n: chosen[n][turn % max(1, len(chosen[n]) - 1)] for n in main}
-            yield middle | small | {name: value}
+            middle = {n: chosen[n][min(1, len(chosen[n]) - 1)] for n in names}
+            yield fitted(spec, middle | small | {name: value}, (name,))
 
 
 def _order(
