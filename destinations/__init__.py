@@ -1,8 +1,8 @@
 """Where artifacts are published: one file per URL scheme, found by name.
 
-``file``, ``oci`` and ``hf`` are repositories that can be published to and pulled from;
+``file``, ``oci``, ``hf`` and ``sftp`` are repositories that can be published to and pulled from;
 ``triton`` is a model repository of an inference server, which is only written. Every scheme
-without a file of its own is a file system that fsspec knows (``s3``, ``gs``, ``az``, ``sftp``, …).
+without a file of its own is a file system that fsspec knows (``s3``, ``gs``, ``az``, …).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _OWN = frozenset({"base", "transfer", "retry", "tree"})
+_ALIASES = {"ssh": "sftp"}
 
 
 def schemes() -> tuple[str, ...]:
@@ -48,12 +49,12 @@ def open_repository(reference: Reference) -> Repository:
     """
     from ..errors import UsageError
 
-    name = reference.scheme if reference.scheme in schemes() else "_fsspec"
-    kind = _load(name)
+    name = _ALIASES.get(reference.scheme, reference.scheme)
+    kind = _load(name if name in schemes() else "_fsspec")
     if not issubclass(kind, Repository):
         raise UsageError(
             f"{reference.scheme}: is written for a server and cannot be pulled from",
-            allowed="file, oci, hf, or a file system that fsspec knows",
+            allowed="file, oci, hf, sftp, or a file system that fsspec knows",
         )
     return kind(reference)
 

@@ -25,8 +25,12 @@ _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "ad
 _CREATES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
 _BOTO = {"retries": {"max_attempts": 1, "mode": "standard"}, "connect_timeout": 20,
          "read_timeout": 60}
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure",
+           "adl": "azure", "sftp": "sftp", "ssh": "sftp"}
+# No listings cache: what others publish meanwhile must be seen.
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": {"config_kwargs": _BOTO}, "s3a": {"config_kwargs": _BOTO},
+    **{scheme: {"use_listings_cache": False} for scheme in _OBJECT_STORES - {"memory"}},
+    **{scheme: {"use_listings_cache": False, "config_kwargs": _BOTO} for scheme in ("s3", "s3a")},
 }
 
 
@@ -45,25 +49,42 @@ class FileSystemRepository(TreeRepository):
                 f"nothing here knows the scheme {reference.scheme}",
                 allowed="file, oci, hf, triton, s3, gs, az, sftp, or another of fsspec's",
             )
-        url = f"{reference.scheme}://{reference.place}"
-        try:
-            # No listings cache: what others publish meanwhile must be seen.
-            options = _OPTIONS.get(reference.scheme, {})
-            self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
-        except ImportError as error:
-            raise _absent(reference.scheme, error) from error
-        if hasattr(self._fs, "retries"):
-            self._fs.retries = 1  # .retry asks again, and says so
-        self._root = str(root).rstrip("/")
+        self._opened: Any = None
+        self._root = ""
+
+    @property
+    def _fs(self) -> Any:
+        """The file system; connected on first use, where :mod:`.retry` can ask again."""
+        if self._opened is None or not self._alive():
+            url = f"{self.reference.scheme}://{self.reference.place}"
+            try:
+                self._opened, root = self._open(url)
+            except ImportError as error:
+                raise _absent(self.reference.scheme, error) from error
+            if hasattr(self._opened, "retries"):
+                self._opened.retries = 1  # .retry asks again, and says so
+            self._root = str(root).rstrip("/")
+        return self._opened
+
+    def _open(self, url: str) -> tuple[Any, str]:
+        """Connect; the file system and the path in it that a URL means."""
+        import fsspec
+
+        found: tuple[Any, str] = fsspec.core.url_to_fs(
+            url, **_OPTIONS.get(self.reference.scheme, {})
+        )
+        return found
+
+    def _alive(self) -> bool:
+        """Whether the connection that was made can still be used."""
+        return True
 
     def names(self, directory: str) -> list[str]:
+        self._fs.invalidate_cache()
         try:
-            found = self._fs.ls(self._path(directory), detail=False, refresh=True)
+            found = self._fs.ls(self._path(directory), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        except TypeError:  # a file system whose ls takes no refresh
-            self._fs.invalidate_cache()
-            found = self._fs.ls(self._path(directory), detail=False)
         return [str(path).rpartition("/")[2] for path in found]
 
     def size(self, path: str) -> int | None:
@@ -102,11 +123,10 @@ class FileSystemRepository(TreeRepository):
 
     def create(self, path: str, data: bytes) -> None:
         target = self._path(path)
+        self._make_parent(target)
         if self.reference.scheme in _CREATES:
-            self._make_parent(target)
             self._fs.pipe_file(target, data, mode="create")
             return
-        self._make_parent(target)
         try:
             with self._fs.open(target, "xb") as file:
                 file.write(data)
@@ -125,10 +145,10 @@ class FileSystemRepository(TreeRepository):
             for block in blocks:
                 sha.update(block)
                 file.write(block)
+            file.close()
         except BaseException:
             _abandon(file)
             raise
-        file.close()
         if not direct:
             self._fs.mv(written, target)
         return sha.hexdigest()
@@ -138,6 +158,7 @@ class FileSystemRepository(TreeRepository):
             self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
 
     def _path(self, path: str) -> str:
+        assert self._fs is not None  # connected: only then is the root known
         return f"{self._root}/{path}"
 
 
@@ -145,13 +166,14 @@ def _abandon(file: Any) -> None:
     """Drop what was written: closing would make a part of the file visible under its full name."""
     with contextlib.suppress(Exception):
         file.discard()
-    file.closed = True
+    # paramiko's files have a property there, and would write once more when they are collected
+    setattr(file, "_closed" if hasattr(file, "_closed") else "closed", True)
 
 
 def _absent(scheme: str, error: ImportError) -> BackendUnavailable:
     return BackendUnavailable(
         f"{scheme}: needs a package that is not installed ({error.name or error})",
-        hint='pip install "modelport[publish]"',
+        hint=f'pip install "modelport[{_EXTRAS.get(scheme, "publish")}]"',
     )
 
 

@@ -89,7 +89,9 @@ def transient(error: Exception) -> bool:
         return False
     if isinstance(error, OSError) and error.errno in _DISK:
         return False
-    return isinstance(error, OSError | EOFError) or _library(error) in _LIBRARIES
+    # adlfs wraps what Azure answers into a plain RuntimeError.
+    cause = error.__cause__ if isinstance(error, RuntimeError) else None
+    return isinstance(error, OSError | EOFError) or _library(cause or error) in _LIBRARIES
 
 
 def told(error: BaseException) -> str:

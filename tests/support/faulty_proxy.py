@@ -21,7 +21,7 @@ class Fault:
 
     Attributes:
         kind: ``cut-request`` passes half of the body on and hangs up; ``cut-response`` does so
-            with the answer; ``status`` answers 500 itself; ``corrupt`` flips a bit of the answer.
+            with the answer; ``status`` answers ``code`` itself; ``corrupt`` flips a bit of it.
         method, path: a request matches when its method is this and its path contains that.
         least: bytes of the body below which the fault does not strike.
         times: how often it strikes; -1 for ever.
@@ -32,6 +32,7 @@ class Fault:
     path: str
     times: int = 1
     least: int = 1000
+    code: int = 500
     struck: int = field(default=0, init=False)
 
 
@@ -98,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return None
             status = proxy.strike(self.command, self.path, 1 << 40, {"status"})
             if status:
-                return self._send(500, {}, b"<html>oops</html>", None)
+                return self._send(status.code, {}, b"<html>oops</html>", None)
             connection.send(body)
             answer = connection.getresponse()
             data = answer.read()
