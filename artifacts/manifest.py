@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
@@ -93,6 +93,21 @@ class Ancestor:
 
 
 @dataclass(frozen=True, slots=True)
+class Component:
+    """One graph of an artifact made of several.
+
+    Attributes:
+        file: of the graph, relative to the artifact's root.
+        spec: its own inputs, outputs and dimensions.
+        facts: what was found in that file, as :attr:`Manifest.facts`.
+    """
+
+    file: str
+    spec: ModelSpec
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything known about an artifact.
 
@@ -108,6 +123,7 @@ class Manifest:
         parity: None until validated (``--no-validate``).
         lineage: what it was made from, step by step, the first export first; the last one is
             :attr:`parent`.
+        components: its graphs by name, where it is made of several; :attr:`spec` is empty then.
     """
 
     format: str
@@ -123,6 +139,7 @@ class Manifest:
     target: Mapping[str, str] = field(default_factory=dict)
     lineage: tuple[Ancestor, ...] = ()
     schema: Literal[1] = SCHEMA
+    components: Mapping[str, Component] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
@@ -146,10 +163,16 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A directory with a manifest that has been read (not necessarily verified)."""
+    """A directory with a manifest that has been read (not necessarily verified).
+
+    Attributes:
+        graph: file of the one graph that is meant, in a view of a component; None where the
+            artifact is one graph, whose file its format knows.
+    """
 
     root: Path
     manifest: Manifest
+    graph: str | None = None
 
     @property
     def format(self) -> str:
@@ -158,6 +181,27 @@ class Artifact:
     @property
     def spec(self) -> ModelSpec:
         return self.manifest.spec
+
+    @property
+    def components(self) -> dict[str, Artifact]:
+        """A view of each component as an artifact of one graph; empty where this is one."""
+        return {name: self.component(name) for name in self.manifest.components}
+
+    def component(self, name: str) -> Artifact:
+        """A component as an artifact of one graph: its spec and facts, everything else shared.
+
+        Raises:
+            UsageError: there is none of that name.
+        """
+        found = self.manifest.components.get(name)
+        if found is None:
+            raise UsageError(
+                f"{self.root} has no component {name}",
+                allowed=", ".join(self.manifest.components) or "none: it is one graph",
+            )
+        facts = {**self.manifest.facts, **found.facts}
+        manifest = replace(self.manifest, spec=found.spec, facts=facts, components={})
+        return Artifact(self.root, manifest, found.file)
 
 
 def dumps(manifest: Manifest) -> str:
@@ -169,6 +213,8 @@ def dumps(manifest: Manifest) -> str:
 
     # Not mode="json", which turns an infinite fact into null.
     data = _named_nonfinite(_adapter().dump_python(manifest))
+    if not manifest.components:
+        del data["components"]  # as it was written before there were any
     text = json.dumps(
         data,
         indent=2,
@@ -210,6 +256,9 @@ def loads(text: str | bytes) -> Manifest:
     for path, entry in manifest.files.items():
         check_path(path)
         check_entry(path, entry)
+    for name, component in manifest.components.items():
+        if component.file not in manifest.files:
+            _malformed(f"components.{name}.file", f"{component.file!r} is not among the files")
     return manifest
 
 

@@ -36,7 +36,15 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["OnnxDescription", "check_external_data", "describe", "load", "save", "tensor"]
+__all__ = [
+    "OnnxDescription",
+    "check_external_data",
+    "describe",
+    "load",
+    "save",
+    "save_all",
+    "tensor",
+]
 
 WEIGHTS = "model.safetensors"
 _EXTERNAL = 1 << 10  # bytes; smaller tensors stay in the graph, where shape inference reads them
@@ -126,12 +134,29 @@ def save(
         ExportError: the graph without its weights is larger than a protobuf may be (2 GiB).
         StorageError: the disk refused.
     """
+    return save_all({name: model}, root, weights=weights, metadata=metadata)
+
+
+def save_all(
+    models: Mapping[str, ir.Model],
+    root: Path,
+    *,
+    weights: str = WEIGHTS,
+    metadata: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
+    """:func:`save` for several graphs, by file name, whose weights lie together.
+
+    Bytes that several graphs refer to are stored once.
+
+    Returns:
+        Names of the files written, the graphs first.
+    """
     import onnx_ir as ir
 
-    plan = _plan(_weights(model))
+    plan = _plan(_weights(models.values()))
     count = len(plan.copies) + bool(plan.streamed)
     names = [_shard(weights, index, count) for index in range(1, count + 1)]
-    with refusals(root), _replacing(root) as place, _restored(model):
+    with refusals(root), _replacing(root) as place, _restored(models.values()):
         for file, (source, members) in zip(names, plan.copies, strict=False):
             copy_file(source, place(file))
             _point(members, file, root, lambda weight: _required(weight.source))
@@ -139,10 +164,11 @@ def save(
             refs = write_safetensors(place(names[-1]), [_entry(w) for w in plan.streamed])
             _point(plan.streamed, names[-1], root, lambda weight: refs[weight.name])
         _inline(plan.inline)
-        _inline_attributes(model)
-        model.metadata_props.update(metadata or {})
-        place(name).write_bytes(_serialize(ir.serde.serialize_model(model)))
-    return (name, *names)
+        for name, model in models.items():
+            _inline_attributes(model)
+            model.metadata_props.update(metadata or {})
+            place(name).write_bytes(_serialize(ir.serde.serialize_model(model)))
+    return (*models, *names)
 
 
 def load(root_or_file: Path) -> ir.Model:
@@ -240,13 +266,13 @@ def _weight_bytes(proto: onnx.ModelProto) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _weights(model: ir.Model) -> list[_Weight]:
-    """The initializers that leave the graph, in its order, those with the same bytes joined."""
+def _weights(models: Iterable[ir.Model]) -> list[_Weight]:
+    """The initializers that leave the graphs, in their order, those with the same bytes joined."""
     import onnx_ir as ir
 
     found: dict[Any, _Weight] = {}
     taken: set[str] = set()
-    for graph in model.graphs():
+    for graph in (graph for model in models for graph in model.graphs()):
         for value in graph.initializers.values():
             item = value.const_value
             if item is None or item.dtype == ir.DataType.STRING:
@@ -412,18 +438,20 @@ def _attribute_tensors(owner: ir.Graph | ir.Function) -> Iterator[ir.TensorProto
 
 
 @contextmanager
-def _restored(model: ir.Model) -> Iterator[None]:
+def _restored(models: Iterable[ir.Model]) -> Iterator[None]:
     """Undo the changes that writing makes to initializers and metadata."""
-    metadata = dict(model.metadata_props)
-    values = [v for graph in model.graphs() for v in graph.initializers.values()]
+    written = list(models)
+    metadata = [dict(model.metadata_props) for model in written]
+    values = [v for model in written for g in model.graphs() for v in g.initializers.values()]
     before = [value.const_value for value in values]
     try:
         yield
     finally:
         for value, item in zip(values, before, strict=True):
             value.const_value = item
-        model.metadata_props.clear()
-        model.metadata_props.update(metadata)
+        for model, props in zip(written, metadata, strict=True):
+            model.metadata_props.clear()
+            model.metadata_props.update(props)
 
 
 @contextmanager

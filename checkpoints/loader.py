@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, UsageError
+from ..spec import ModelSpec
 from . import build, inputs, lean, tasks, weightless
 from .files import read_config, read_tensors, sidecars, weight_files
 from .model import Attention, Checkpoint, Dtype, LoadedModel, TensorRef
@@ -243,9 +244,11 @@ def _loaded(
     checkpoint: Checkpoint, target: _Target, model: torch.nn.Module,
     weights: Mapping[str, TensorRef] | None, dtype: Dtype, dims: Mapping[str, Dim] | None,
 ) -> LoadedModel:
-    derived = inputs.derive(model, checkpoint.root, checkpoint.task, dtype, dims)
     if weights is None:
         weights = {}
+    if tasks.TASKS[checkpoint.task].parts:
+        return _in_parts(checkpoint, model, weights, dtype)
+    derived = inputs.derive(model, checkpoint.root, checkpoint.task, dtype, dims)
     return LoadedModel(
         spec=derived.spec,
         module=derived.module,
@@ -254,3 +257,38 @@ def _loaded(
         samples=derived.samples,
         sidecars=sidecars(checkpoint.root),
     )
+
+
+def _in_parts(
+    checkpoint: Checkpoint, model: torch.nn.Module, weights: Mapping[str, TensorRef], dtype: Dtype
+) -> LoadedModel:
+    """A model of several graphs. A part holds the model's own tensors, under whatever names."""
+    from . import parts
+
+    stored = {id(tensor): weights[name] for name, tensor in _tensors(model) if name in weights}
+    found = {
+        part.name: LoadedModel(
+            spec=part.spec,
+            module=part.module,
+            checkpoint=checkpoint,
+            weights={name: stored[id(tensor)] for name, tensor in _tensors(part.module)
+                     if id(tensor) in stored},
+            samples=part.samples,
+        )
+        for part in parts.parts(model, checkpoint.root, checkpoint.task, dtype)
+    }
+    return LoadedModel(
+        spec=ModelSpec((), ()),
+        module=model,
+        checkpoint=checkpoint,
+        weights={f"model.{name}": ref for name, ref in weights.items()},
+        samples={},
+        sidecars=sidecars(checkpoint.root),
+        parts=found,
+    )
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers, under every name they have."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)

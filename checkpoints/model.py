@@ -120,6 +120,8 @@ class LoadedModel:
         samples: example feeds with every dynamic dimension at least 2 and all sizes different,
             and padding in the mask.
         sidecars: files to carry along with the artifact (config, tokenizer).
+        parts: by name, the parts of a model that is captured as several graphs, each a model of
+            its own. The whole then has an empty spec, and its module is the transformers model.
     """
 
     spec: ModelSpec
@@ -128,6 +130,7 @@ class LoadedModel:
     weights: Mapping[str, TensorRef]
     samples: Mapping[str, np.ndarray]
     sidecars: tuple[Path, ...] = field(default=())
+    parts: Mapping[str, LoadedModel] = field(default_factory=dict)
 
     @property
     def source(self) -> Source:

@@ -19,12 +19,13 @@ class Task:
     Attributes:
         suffix: how the names of its classes end.
         mapping: name of transformers' table from model type to class for it.
-        generation: needs the generation exporter, for its state from token to token.
+        parts: kind of model, among :mod:`.parts`, that performs it in several steps with a state
+            of its own; None where one forward pass does.
     """
 
     suffix: str
     mapping: str
-    generation: bool = False
+    parts: str | None = None
 
     @property
     def auto(self) -> str:
@@ -46,34 +47,32 @@ TASKS: Mapping[str, Task] = {
         "ForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"),
     "audio-classification": Task(
         "ForAudioClassification", "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES"),
-    "text-generation": Task("ForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", generation=True),
+    "text-generation": Task("ForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", parts="decoder"),
     "text2text-generation": Task(
         "ForConditionalGeneration", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
-        generation=True),
+        parts="seq2seq"),
+    "automatic-speech-recognition": Task(
+        "ForConditionalGeneration", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", parts="seq2seq"),
+    "text-to-audio": Task("Model", "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES", parts="bark"),
 }
 
-_GENERATION_SUFFIXES = {"LMHeadModel": "text-generation",
-                        "ForSpeechSeq2Seq": "text2text-generation"}
+_LISTED = ("text-to-audio", "automatic-speech-recognition")
+"""Tasks whose classes are known by transformers' table alone: others end in the same suffix."""
 
 
 def available() -> tuple[str, ...]:
-    """The tasks that a single forward pass performs."""
-    return tuple(name for name, task in TASKS.items() if not task.generation)
+    """The tasks there are."""
+    return tuple(TASKS)
 
 
 def check(task: str) -> str:
-    """The task itself, when it can be exported.
+    """The task itself, when there is such a one.
 
     Raises:
-        UsageError: unknown, or one that needs the generation exporter.
+        UsageError: unknown.
     """
     if task not in TASKS:
         raise UsageError(f"there is no task {task!r}", allowed=", ".join(available()))
-    if TASKS[task].generation:
-        raise UsageError(
-            f"{task} keeps state from one token to the next, which needs the generation exporter; "
-            "this version does not have it yet",
-            allowed=", ".join(available()), hint="--task feature-extraction exports the bare model")
     return task
 
 
@@ -88,13 +87,16 @@ def detect(config: Mapping[str, Any]) -> str:
         raise UsageError("config.json names no architecture, so the task can't be known",
                          allowed=", ".join(available()), hint="--task T")
     architecture = str(names[0])
-    if architecture.endswith("ForSequenceClassification") and _classifies_audio(architecture):
+    if (architecture.endswith("ForSequenceClassification")
+            and _listed(architecture, "audio-classification")):
         return "audio-classification"
-    for suffix, task in _GENERATION_SUFFIXES.items():
-        if architecture.endswith(suffix):
+    if architecture.endswith("LMHeadModel"):
+        return "text-generation"
+    for task in _LISTED:
+        if _listed(architecture, task):
             return task
     for task, known in TASKS.items():
-        if architecture.endswith(known.suffix):
+        if task not in _LISTED and architecture.endswith(known.suffix):
             return task
     if architecture.endswith("ForPreTraining"):
         return "feature-extraction"
@@ -102,10 +104,11 @@ def detect(config: Mapping[str, Any]) -> str:
                      allowed=", ".join(available()), hint="--task feature-extraction")
 
 
-def _classifies_audio(architecture: str) -> bool:
+def _listed(architecture: str, task: str) -> bool:
+    """Whether a class is one of transformers' own for a task."""
     from transformers.models.auto import modeling_auto
 
-    names = modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values()
+    names = getattr(modeling_auto, TASKS[task].mapping).values()
     return any(architecture == n if isinstance(n, str) else architecture in n for n in names)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from ..artifacts import Artifact
+    from ..artifacts import Artifact, Component
     from ..checkpoints.model import Attention, LoadedModel
     from ..spec import ModelSpec
 
@@ -37,11 +37,13 @@ class Written:
         facts: format-specific properties for the manifest (opset, IR version, node count, …).
         target: what the file is tied to (device, torch version, instruction set); empty when it
             runs anywhere.
+        components: the same of each graph, where there are several.
     """
 
     spec: ModelSpec
     facts: Mapping[str, Any] = field(default_factory=dict)
     target: Mapping[str, str] = field(default_factory=dict)
+    components: Mapping[str, Component] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,11 @@ class Exporter(ABC, Generic[Options]):
         options_type: frozen dataclass; each field is a command-line option. ``metadata`` of a
             field may hold ``help`` and ``choices``.
         notice: what a user of the format should know before choosing it; stated once per export.
+        several: whether it can hold a model of several graphs.
     """
 
     notice: ClassVar[str] = ""
+    several: ClassVar[bool] = False
     parent: ClassVar[str | None] = None
     options_type: type[Options]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..artifacts import Component
 from ..errors import ClaimError, ExportError, UsageError
 from ..spec import ModelSpec, TensorSpec
 from . import Derivation, Exporter, Written
@@ -76,6 +77,7 @@ class OnnxOptions:
 
 
 class OnnxExporter(Exporter[OnnxOptions]):
+    several = True
     options_type = OnnxOptions
 
     def check(self, options: OnnxOptions) -> None:
@@ -156,16 +158,29 @@ class OnnxExporter(Exporter[OnnxOptions]):
         from . import _onnx_capture
 
         capture = {"trace": _onnx_capture.by_trace, "dynamo": _onnx_capture.by_dynamo}[strategy]
-        graph = capture(model, options.opset)
-        _require_dynamic(graph, model.spec)
-        _bind_weights(graph, model)
-        _tidy(graph, model.spec)
-        onnx_files.save(graph, out, metadata=_metadata(model, options))
+        graphs = {}
+        for file, part in _graphs(model).items():
+            graph = capture(part, options.opset)
+            _require_dynamic(graph, part.spec)
+            _bind_weights(graph, part)
+            _tidy(graph, part.spec)
+            graphs[file] = graph
+        onnx_files.save_all(graphs, out, metadata=_metadata(model, options))
 
     def read_back(self, model: LoadedModel, out: Path, options: OnnxOptions) -> Written:
+        if not model.parts:
+            return self._read_back(model, out / GRAPH, options)
+        components = {}
+        for name, part in model.parts.items():
+            file = component_file(name)
+            written = self._read_back(part, out / file, options)
+            components[name] = Component(file, written.spec, written.facts)
+        return Written(model.spec, components=components)
+
+    def _read_back(self, model: LoadedModel, file: Path, options: OnnxOptions) -> Written:
         from ..artifacts import onnx_files
 
-        found = onnx_files.describe(out)
+        found = onnx_files.describe(file)
         opset = found.opsets.get("")
         if opset != options.opset:
             raise ClaimError(f"the file has opset {opset}", allowed=str(options.opset))
@@ -187,6 +202,18 @@ class OnnxExporter(Exporter[OnnxOptions]):
                 "weight_bytes": dict(found.weight_bytes),
             },
         )
+
+
+def component_file(name: str) -> str:
+    """Where a component's graph lies in an artifact of several."""
+    return f"{name}.onnx"
+
+
+def _graphs(model: LoadedModel) -> dict[str, LoadedModel]:
+    """What is captured, by the file it goes to."""
+    if not model.parts:
+        return {GRAPH: model}
+    return {component_file(name): part for name, part in model.parts.items()}
 
 
 def _require_dynamic(graph: ir.Model, spec: ModelSpec) -> None:

@@ -64,6 +64,7 @@ def export(
         checkpoint = request.resolve()
         notify("reading the architecture")
         model = _load(checkpoint, exporter.attention(options))
+        _require_fitting(exporter, model)
         parent = stack.enter_context(_parent(exporter, request, output, options, validate, notify))
         attempts: list[Attempt] = []
         for strategy in exporter.strategies(options):
@@ -123,6 +124,19 @@ def _load(checkpoint: Checkpoint, attention: Any) -> LoadedModel:
     from .. import checkpoints
 
     return checkpoints.load(checkpoint, attention=attention)
+
+
+def _require_fitting(exporter: exporters.Exporter[Any], model: LoadedModel) -> None:
+    """Refuse a model of several graphs where the format holds one."""
+    if model.parts and not exporter.several:
+        able = [name for name in exporters.names() if exporters.get(name).several]
+        task = model.checkpoint.task
+        raise UsageError(
+            f"{task} takes {', '.join(model.parts)} as graphs of their own with a cache between "
+            f"steps, and {exporter.name} holds one graph without a state",
+            allowed=", ".join(able),
+            hint=f"modelport export {able[0]}, or --task feature-extraction for the bare model",
+        )
 
 
 def _attempt(
@@ -219,20 +233,31 @@ def _first(
     # How the parent was transformed is what the result is judged by.
     inherited = {name: fact for name, fact in (parent.manifest.facts if parent else {}).items()
                  if name == "precision" or name in transforms.names()}
-    traced = model.spec.check(model.samples)
+    components = {
+        name: dataclasses.replace(found, facts={"traced": _traced(model.parts[name]),
+                                                **found.facts})
+        for name, found in written.components.items()
+    }  # fmt: skip
+    traced = {} if components else {"traced": _traced(model)}
     manifest = artifacts.Manifest(
         format=exporter.name,
         spec=written.spec,
         source=model.source,
         options=dataclasses.asdict(options),
-        facts={"strategy": strategy, "traced": traced, **written.facts, **inherited},
+        facts={"strategy": strategy, **traced, **written.facts, **inherited},
         tools=tool_versions(),
         files=artifacts.collect(root),
         target=written.target,
         parent=parent.manifest.identity if parent else None,
         lineage=(*parent.manifest.lineage, deriving.ancestor(parent)) if parent else (),
+        components=components,
     )
     return artifacts.write_manifest(root, manifest)
+
+
+def _traced(model: LoadedModel) -> dict[str, int]:
+    """The sizes that the capture saw."""
+    return model.spec.check(model.samples)
 
 
 def _validate_in_child(root: Path) -> artifacts.Manifest:

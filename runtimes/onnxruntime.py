@@ -57,7 +57,7 @@ class OnnxRuntime(Runtime):
         from ..artifacts import Artifact
 
         assert isinstance(artifact, Artifact)
-        path = artifact.root / "model.onnx"
+        path = artifact.root / (artifact.graph or "model.onnx")
         if self.resolve_options(options)["tensorrt"]:
             from . import _onnxruntime_tensorrt as route
 

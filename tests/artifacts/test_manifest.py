@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modelport.artifacts import Attempt, FileEntry, Manifest, ParitySummary, Source
+from modelport.artifacts import Attempt, Component, FileEntry, Manifest, ParitySummary, Source
 from modelport.artifacts.manifest import check_path, dumps, loads
 from modelport.errors import PathEscape, UsageError
 from modelport.spec import Dim, ModelSpec, TensorSpec
@@ -94,7 +94,7 @@ def test_another_schema_says_which_one_is_supported(document, schema):
         (lambda d: d["source"].update(seed="0"), "source.seed"),
         (lambda d: d["source"].update(weights="stolen"), "source.weights"),
         (lambda d: d["spec"]["inputs"][0].update(shape=[1.5]), "spec.inputs.0.shape"),
-        (lambda d: d["spec"]["dims"]["batch"].update(min=0), "spec"),
+        (lambda d: d["spec"]["dims"]["batch"].update(min=-1), "spec"),
         (lambda d: d["files"]["model.onnx"].update(size=-1), "files.model.onnx.size"),
         (lambda d: d["files"]["model.onnx"].update(size="1"), "files.model.onnx.size"),
         (lambda d: d["files"]["model.onnx"].update(sha256="AB" * 32), "files.model.onnx.sha256"),
@@ -175,3 +175,36 @@ def test_a_verdict_holds_for_exactly_one_identity(artifact):
     assert not changed.proven
     failed = dataclasses.replace(current, verdict="fail")
     assert not dataclasses.replace(manifest, parity=failed).proven
+
+
+def with_component(artifact, file):
+    spec = artifact.spec
+    component = Component(file, spec, {"opset": 18, "nodes": 7})
+    manifest = dataclasses.replace(
+        artifact.manifest, spec=ModelSpec((), ()), components={"decoder": component}
+    )
+    return dataclasses.replace(artifact, manifest=manifest)
+
+
+def test_a_manifest_without_components_is_written_as_before_there_were_any(artifact):
+    assert "components" not in json.loads(dumps(artifact.manifest))
+    whole = with_component(artifact, "model.onnx")
+    assert loads(dumps(whole.manifest)) == whole.manifest
+
+
+def test_a_component_is_seen_as_an_artifact_of_one_graph(artifact):
+    whole = with_component(artifact, "model.onnx")
+    view = whole.component("decoder")
+    assert (view.spec, view.graph) == (artifact.spec, "model.onnx")
+    assert view.manifest.facts == {**artifact.manifest.facts, "opset": 18, "nodes": 7}
+    assert view.manifest.identity == whole.manifest.identity
+    assert whole.components == {"decoder": view}
+    assert view.components == {}
+    with pytest.raises(UsageError, match="no component encoder"):
+        whole.component("encoder")
+
+
+def test_a_component_names_a_file_of_the_artifact(artifact):
+    whole = with_component(artifact, "../model.onnx")
+    with pytest.raises(UsageError, match=r"components.decoder.file: '../model.onnx' is not among"):
+        loads(dumps(whole.manifest))

@@ -21,6 +21,8 @@ from modelport.errors import UsageError
     ("LlamaForCausalLM", "text-generation"),
     ("GPT2LMHeadModel", "text-generation"),
     ("T5ForConditionalGeneration", "text2text-generation"),
+    ("WhisperForConditionalGeneration", "automatic-speech-recognition"),
+    ("BarkModel", "text-to-audio"),
 ])
 def test_detected(architecture, task):
     assert tasks.detect({"architectures": [architecture]}) == task
@@ -38,18 +40,15 @@ def test_a_head_of_no_known_task():
         tasks.detect({"architectures": ["SamForMaskGeneration"]})
 
 
-def test_generation_says_what_it_needs(tiny):
-    with pytest.raises(UsageError, match="needs the generation exporter") as e:
-        resolve(str(tiny("gpt2", "text-generation")))
-    assert "--task feature-extraction" in e.value.hint
-    assert e.value.exit_code == 2
+def test_a_generating_checkpoint_is_found_with_its_task(tiny):
+    assert resolve(str(tiny("gpt2", "text-generation"))).task == "text-generation"
 
 
 def test_an_unknown_task(tiny):
     with pytest.raises(UsageError, match="no task 'translate'") as e:
         resolve(str(tiny("bert")), task="translate")
     assert "fill-mask" in e.value.allowed
-    assert "text-generation" not in e.value.allowed
+    assert "text-generation" in e.value.allowed
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -58,5 +57,5 @@ def test_each_task_has_its_table_in_transformers(task):
     from transformers.models.auto import modeling_auto
 
     assert getattr(modeling_auto, tasks.TASKS[task].mapping)
-    if not tasks.TASKS[task].generation:
+    if tasks.TASKS[task].parts is None:
         assert hasattr(transformers, tasks.TASKS[task].auto)

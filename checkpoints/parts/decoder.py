@@ -1,0 +1,107 @@
+"""A decoder as one graph: tokens, mask and past in; logits and the past with these tokens, out.
+
+The past may be empty, so prefill and decode are one graph. Whatever the architecture: its own
+forward is called with its own cache class, filled with the graph's inputs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache
+
+from ...errors import UsageError
+from ...spec import Dim, ModelSpec, TensorSpec
+from .. import samples
+from ..facts import Facts
+from . import Part
+from .cache import PAST, TOTAL, filled, flat, past_and_present
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..model import Dtype
+
+DECODER = "decoder"
+
+
+def parts(model: Any, root: Path, dtype: Dtype) -> tuple[Part, ...]:
+    """The one part of a model that continues a text.
+
+    Raises:
+        UsageError: its state is not keys and values of attention.
+    """
+    facts = Facts.of(model, root, dtype)
+    cache, vocabulary = _one_step(model)
+    past, present = past_and_present(cache, dtype)
+    inputs = (
+        TensorSpec("input_ids", "int64", ("batch", "sequence"), "tokens",
+                   high=facts.vocabulary, pad=facts.pad),
+        TensorSpec("attention_mask", "int64", ("batch", TOTAL), "mask"),
+        *past,
+    )
+    logits = TensorSpec("logits", dtype, ("batch", "sequence", vocabulary))
+    longest = facts.length_hint
+    dims = {
+        "batch": Dim(1, 8, 64),
+        "sequence": Dim(1, min(128, longest), longest),
+        PAST: Dim(0, min(64, longest - 1), longest - 1),
+        TOTAL: Dim(1, min(192, longest), longest),
+    }
+    spec = ModelSpec(inputs, (logits, *present), dims)
+    return (Part(DECODER, spec, Decoder(model).eval(), samples.example(spec)),)
+
+
+class Decoder(torch.nn.Module):
+    """Calls a causal language model on flat tensors in the order of the spec."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._positions = "position_ids" in inspect.signature(model.forward).parameters
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *past: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        given = {}
+        if self._positions:
+            # As generate counts them: from the first token that is not padding.
+            positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+            given["position_ids"] = positions[:, past[0].shape[2]:]
+        result = self.model(input_ids=input_ids, attention_mask=attention_mask,
+                            past_key_values=filled(past), use_cache=True, **given)
+        return (result.logits, *flat(result.past_key_values))
+
+
+def _one_step(model: Any) -> tuple[Cache, int]:
+    """The cache after one token, and the number of logits; without data where the module can."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return _run(model)
+    except UsageError:
+        raise
+    except Exception:  # noqa: BLE001 - a branch on data; with data it may well run
+        return _run(model)
+
+
+def _run(model: Any) -> tuple[Cache, int]:
+    ids = torch.zeros(1, 1, dtype=torch.int64)
+    with torch.no_grad():
+        result = model(input_ids=ids, attention_mask=torch.ones_like(ids),
+                       past_key_values=DynamicCache(), use_cache=True)
+    cache = getattr(result, "past_key_values", None)
+    keys_and_values = isinstance(cache, Cache) and cache.layers and all(
+        isinstance(getattr(layer, "keys", None), torch.Tensor) and layer.keys.ndim == 4
+        for layer in cache.layers)
+    if not keys_and_values:
+        raise UsageError(
+            f"{type(model).__name__} keeps no keys and values of attention from token to token",
+            allowed="decoders with a key-value cache", hint="--task feature-extraction")
+    assert cache is not None
+    return cache, int(result.logits.shape[-1])
