@@ -211,19 +211,26 @@ def regular_files(root: Path) -> set[str]:
     """POSIX paths of the files below ``root``, without the manifest and modelport's own traces.
 
     Raises:
-        PathEscape: a link or a special file is among them.
+        PathEscape: a link of either kind or a special file is among them.
     """
     own = {MANIFEST, REASON, *BESIDE, *(_pending(root, name).name for name in REPORTS)}
     found = set()
     for current, directories, files in os.walk(root, followlinks=False):
         for name in [*directories, *files]:
             path = Path(current, name)
-            mode = path.lstat().st_mode
+            status = path.lstat()
+            mode = status.st_mode
             if stat.S_ISDIR(mode):
                 continue
             if not stat.S_ISREG(mode):
                 raise PathEscape(
                     f"{path} is {kind(mode)}", allowed="regular files only", hint=_AGAIN
+                )
+            if status.st_nlink != 1:  # whoever holds the other name can change it after the check
+                raise PathEscape(
+                    f"{path} is a hard link: {status.st_nlink} names share its data",
+                    allowed="files of the artifact's own",
+                    hint=f"copy it (cp -r --no-preserve=links {root} COPY) and verify the copy",
                 )
             relative = path.relative_to(root).as_posix()
             if relative not in own and not _INTERRUPTED.fullmatch(relative):

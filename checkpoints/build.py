@@ -13,10 +13,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..artifacts.archives import check_archive
 from ..errors import CheckpointError, StorageError
 from .files import CONFIG
 
@@ -47,7 +49,14 @@ def random_weights(config: Mapping[str, Any], class_name: str, task: str, seed: 
 
 
 def from_pickle(root: Path) -> Path:
-    """A directory with the tensors of a pickle checkpoint as safetensors."""
+    """A directory with the tensors of a pickle checkpoint as safetensors.
+
+    Raises:
+        UnsafeError: a file is a zip archive that torch would not have written.
+    """
+    for path in root.iterdir():
+        if path.is_file() and zipfile.is_zipfile(path):  # before torch 1.6 they were bare pickles
+            check_archive(path.resolve())
     pickles = sorted(root.glob("pytorch_model*.bin"))
     material = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in pickles]
     return _made("unpickled", material, "unpickle", {"root": str(root.absolute())})

@@ -134,11 +134,15 @@ def archive_record(path: Path, name: str) -> dict[str, Any]:
 
     Raises:
         UsageError: not such an archive, or the record is absent or damaged.
+        UnsafeError: an archive that torch would not have written, see :mod:`..artifacts.archives`.
     """
     import json
     import zipfile
 
+    from ..artifacts.archives import check_archive
+
     try:
+        check_archive(path)
         with zipfile.ZipFile(path) as archive:
             member = next(entry for entry in archive.namelist() if entry.endswith(name))
             found = json.loads(archive.read(member))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,9 +12,16 @@ import onnxruntime
 import pytest
 from modelport import artifacts, destinations, pipeline
 from modelport.artifacts import onnx_files, release
+from modelport.artifacts.archives import check_archive
 from modelport.artifacts.safetensors_header import read_header
 from modelport.cli import execute
-from modelport.errors import CheckpointError, ModelportError, PickleRefused
+from modelport.errors import (
+    CheckpointError,
+    ModelportError,
+    PickleRefused,
+    UnsafeError,
+    UsageError,
+)
 
 FROZEN = Path(__file__).parents[2] / "fixtures" / "artifact-schema-1"
 
@@ -45,6 +53,7 @@ BEFORE_ANY_LOADER = {
     "file that the manifest does not name": (exploits.extra, 4),
     "symbolic link in the place of a file": (exploits.symlink, 4),
     "symbolic link to a directory": (exploits.linked_directory, 4),
+    "hard link to a file outside": (exploits.hard_link, 4),
     "FIFO in the place of a file": (exploits.fifo, 4),
     "manifest is a link": (exploits.manifest_link, 4),
     "manifest names ../": (exploits.named("../secret"), 4),
@@ -125,6 +134,70 @@ def test_weights_that_are_something_else(victim, tmp_path, attack, error):
         read_header(file)
     assert execute(["verify", str(victim)]) == 4
     assert not witness.exists()
+
+
+ARCHIVES = {
+    "..": exploits.archive(("m/../../escaped", b"x")),
+    "absolute": exploits.archive(("/escaped-of-modelport", b"x")),
+    "a drive": exploits.archive(("C:/escaped", b"x")),
+    "backslashes": exploits.archive(("..\\escaped", b"x")),
+    "NUL": exploits.archive(("m/model.so\0.txt", b"x")),
+    "symbolic link": exploits.archive(("m/a", b"/etc/passwd"), mode=0o120777),
+    "FIFO": exploits.archive(("m/a", b""), mode=0o010644),
+    "device": exploits.archive(("m/a", b""), mode=0o020644),
+    "bomb": exploits.zip_bomb,
+    "overlapping members": exploits.overlapping,
+    "one name twice": exploits.archive(("m/a", b"x"), ("m/a", b"y")),
+    "encrypted": exploits.encrypted,
+    "something before it": exploits.archive(("m/a", b"x"), before=b"#!/bin/sh"),
+    "a comment": exploits.archive(("m/a", b"x"), comment=b"PK"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(("format_", "file"), [("torchscript", "model.pt"),
+                                               ("aotinductor", "model.pt2")])
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_an_archive_of_an_honest_manifest(victim, loaders, name, format_, file, monkeypatch):
+    """The digests hold, so the archive itself has to be refused, before torch sees it."""
+    import torch._inductor
+
+    def load(*_: object) -> None:
+        loaders.append("aotinductor")
+
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", load)
+    ARCHIVES[name](victim / file)
+    exploits.honest(victim)
+    manifest = artifacts.read(victim).manifest
+    artifacts.write_manifest(victim, dataclasses.replace(manifest, format=format_))
+    before = {p.name for p in victim.parent.iterdir()}
+    with pytest.raises(UnsafeError) as caught:
+        pipeline.open_artifact(victim)
+    assert caught.value.exit_code == 4
+    assert "archive" in str(caught.value) or "member" in str(caught.value) or file in str(
+        caught.value)
+    assert loaders == []
+    assert {p.name for p in victim.parent.iterdir()} == before
+
+
+def test_a_truncated_archive(tmp_path):
+    exploits.archive(("m/a", b"x" * 100))(tmp_path / "model.pt")
+    data = (tmp_path / "model.pt").read_bytes()
+    for end in (0, 10, len(data) // 2, len(data) - 1):
+        (tmp_path / "model.pt").write_bytes(data[:end])
+        with pytest.raises(UsageError, match=r"no zip archive|truncated"):
+            check_archive(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("name", ["..", "bomb", "symbolic link"])
+def test_a_pickle_checkpoint_that_is_a_hostile_archive(tmp_path, name, monkeypatch):
+    """--allow-pickle allows torch's restricted unpickler, not this."""
+    from modelport.checkpoints import build
+
+    ARCHIVES[name](tmp_path / "pytorch_model.bin")
+    monkeypatch.setattr(build, "run", lambda *_: pytest.fail("the unpickler was started"))
+    with pytest.raises(UnsafeError):
+        build.from_pickle(tmp_path)
 
 
 def published(root: Path, tmp_path: Path, change: object) -> str:
