@@ -92,7 +92,7 @@ def detect(config: Mapping[str, Any]) -> str:
         return "audio-classification"
     if architecture.endswith("LMHeadModel"):
         return "text-generation"
-    for task in _LISTED:
+    for task in (*_LISTED, "text2text-generation"):  # one of whose classes is MarianMTModel
         if _listed(architecture, task):
             return task
     for task, known in TASKS.items():

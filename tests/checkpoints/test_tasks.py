@@ -22,6 +22,7 @@ from modelport.errors import UsageError
     ("GPT2LMHeadModel", "text-generation"),
     ("T5ForConditionalGeneration", "text2text-generation"),
     ("WhisperForConditionalGeneration", "automatic-speech-recognition"),
+    ("MarianMTModel", "text2text-generation"),
     ("BarkModel", "text-to-audio"),
 ])
 def test_detected(architecture, task):

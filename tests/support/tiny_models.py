@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+_SEQ2SEQ = {"vocab_size": 99, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
+            "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 37,
+            "decoder_ffn_dim": 37}
 _TEXT = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
          "intermediate_size": 37, "max_position_embeddings": 40, "pad_token_id": 1}
 
@@ -46,6 +49,16 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
                 "num_local_experts": 3, "max_position_embeddings": 40},
     "t5": {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4,
            "decoder_start_token_id": 0},
+    "mt5": {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2,
+            "num_decoder_layers": 3, "num_heads": 4, "decoder_start_token_id": 0},
+    "bart": {**_SEQ2SEQ, "max_position_embeddings": 40},
+    "marian": {**_SEQ2SEQ, "max_position_embeddings": 40, "pad_token_id": 98, "eos_token_id": 0,
+               "decoder_start_token_id": 98},
+    "m2m_100": {**_SEQ2SEQ, "max_position_embeddings": 40, "decoder_start_token_id": 2},
+    "whisper": {**_SEQ2SEQ, "max_source_positions": 20, "max_target_positions": 40,
+                "num_mel_bins": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+                "decoder_start_token_id": 3, "suppress_tokens": None,
+                "begin_suppress_tokens": None},
 }
 """The sizes of each kind, over the defaults of its config class."""
 
@@ -60,6 +73,7 @@ AUTO: Mapping[str, str] = {
     "audio-classification": "AutoModelForAudioClassification",
     "text-generation": "AutoModelForCausalLM",
     "text2text-generation": "AutoModelForSeq2SeqLM",
+    "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
 }
 
 _MASKED = ("bert", "camembert", "roberta", "xlm-roberta", "distilbert", "albert", "electra",
