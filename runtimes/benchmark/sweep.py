@@ -281,13 +281,17 @@ def read_result(path: Path) -> CellResult | None:
         return None
 
 
-def run_job(job: Job, folder: Path, timeout: float) -> CellResult:
-    """Run one cell in a process of its own and leave its result in ``folder``."""
+def run_job(job: Job, folder: Path, timeout: float, module: str = "cell") -> CellResult:
+    """Run one cell in a process of its own and leave its result in ``folder``.
+
+    Args:
+        module: of this package; what the process runs.
+    """
     job_path, path = folder / f"{job.key}.job.json", folder / f"{job.key}.json"
     log = folder / f"{job.key}.log"
     path.unlink(missing_ok=True)
     write_json(job_path, asdict(job))
-    ended = _run([f"{__package__}.cell", str(job_path), str(path)], log, timeout,
+    ended = _run([f"{__package__}.{module}", str(job_path), str(path)], log, timeout,
                  thread_environment(job.cell))
     result = read_result(path)
     if result is None or result.key != job.key or ended.code != 0:
