@@ -16,6 +16,7 @@ from .errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from .spec import ModelSpec
 
@@ -28,11 +29,14 @@ class Placement:
         device: ``cpu`` or ``cuda``.
         providers: the runtime's own names (execution providers), in order of preference.
         nodes: number of graph nodes on each provider; empty where the runtime has no such notion.
+        fallback: of those, the ones left on the CPU although another device was asked for, by
+            operator.
     """
 
     device: str
     providers: tuple[str, ...] = ()
     nodes: Mapping[str, int] = field(default_factory=dict)
+    fallback: Mapping[str, int] = field(default_factory=dict)
 
 
 class Session(ABC):
@@ -65,6 +69,18 @@ class Session(ABC):
         self._check_open()
         self.spec.check(feeds)
         return self._run(feeds)
+
+    def run_tensors(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run once on tensors that lie where the session runs, for steps that feed each other.
+
+        The caller keeps to the spec: nothing is checked here. A runtime that can reads the tensors
+        in place and returns its own memory as tensors; this one goes through the host.
+        """
+        import torch
+
+        self._check_open()
+        outputs = self._run({name: value.numpy(force=True) for name, value in feeds.items()})
+        return {name: torch.from_numpy(value) for name, value in outputs.items()}
 
     def bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], None]:
         """Place feeds where the runtime reads them and return a launch for timing.

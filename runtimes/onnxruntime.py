@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +13,7 @@ from . import Runtime
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from ..artifacts import Artifact
     from ..checkpoints import LoadedModel
@@ -158,10 +160,14 @@ class OnnxSession(Session):
             )
 
     def placement(self) -> Placement:
-        nodes: dict[str, int] = {}
+        nodes: Counter[str] = Counter()
+        fallback: Counter[str] = Counter()
         for group in self._session.get_provider_graph_assignment_info():
-            nodes[group.ep_name] = nodes.get(group.ep_name, 0) + len(group.get_nodes())
-        return Placement(self._device, tuple(self._session.get_providers()), nodes)
+            found = group.get_nodes()
+            nodes[group.ep_name] += len(found)
+            if group.ep_name == PROVIDERS["cpu"] and self._device != "cpu":
+                fallback.update(node.op_type for node in found)
+        return Placement(self._device, tuple(self._session.get_providers()), nodes, fallback)
 
     def close(self) -> None:
         super().close()
@@ -171,6 +177,21 @@ class OnnxSession(Session):
         names = [o.name for o in self._session.get_outputs()]
         found = self._session.run(names, dict(feeds), self._unrecorded())
         return dict(zip(names, found, strict=True))
+
+    def run_tensors(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        import torch
+
+        self._check_open()
+        binding = self._session.io_binding()
+        held = {name: value.contiguous() for name, value in feeds.items()}
+        if self._device == "cuda":
+            torch.cuda.current_stream().synchronize()
+        for name, value in held.items():
+            binding.bind_input(name, self._device, 0, _element_type(value.dtype),
+                               tuple(value.shape), value.data_ptr())
+        self._session.run_with_iobinding(self._bind_outputs(binding), self._unrecorded())
+        outputs = zip(self._session.get_outputs(), binding.get_outputs(), strict=True)
+        return {output.name: torch.from_dlpack(value) for output, value in outputs}
 
     def _bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], None]:
         import onnxruntime as ort
@@ -214,6 +235,15 @@ class OnnxSession(Session):
         for output in self._session.get_outputs():
             binding.bind_output(output.name, self._device)
         return binding
+
+
+def _element_type(dtype: torch.dtype) -> int:
+    """ONNX's number for a torch type."""
+    from onnx import TensorProto
+
+    names = {"float32": "FLOAT", "float64": "DOUBLE"}
+    name = str(dtype).removeprefix("torch.")
+    return int(getattr(TensorProto, names.get(name, name.upper())))
 
 
 RUNTIME = OnnxRuntime()

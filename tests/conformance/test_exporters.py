@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -37,28 +38,38 @@ def formats() -> list[object]:
     ]
 
 
-def exported(name: str, model: Path, out: Path, **options: object) -> artifacts.Artifact:
+Exported = Callable[[str, Path, Path], artifacts.Artifact]
+
+
+@pytest.fixture
+def exported(device: str) -> Exported:
     """Export without validation: the tests here validate in this process, which is faster."""
-    exporter = exporters.get(name)
-    chosen = exporter.options_type(**options)
-    try:
-        exporter.check(chosen)
-    except BackendUnavailable as absent:
-        pytest.skip(str(absent))
-    return pipeline.export(
-        name, pipeline.ModelRequest(str(model)), out, chosen, validate=False
-    )
+
+    def export(name: str, model: Path, out: Path) -> artifacts.Artifact:
+        exporter = exporters.get(name)
+        fields = {f.name for f in dataclasses.fields(exporter.options_type)}
+        chosen = exporter.options_type(**({"device": device} if "device" in fields else {}))
+        try:
+            exporter.check(chosen)
+        except BackendUnavailable as absent:
+            pytest.skip(str(absent))
+        return pipeline.export(
+            name, pipeline.ModelRequest(str(model)), out, chosen, validate=False
+        )
+
+    return export
 
 
 @pytest.mark.parametrize(("name", "kind"), pairs())
 def test_equal_to_the_source_at_shapes_never_traced(
-    name: str, kind: str, tiny: Callable[..., Path], tmp_path: Path
+    name: str, kind: str, tiny: Callable[..., Path], tmp_path: Path, exported: Exported,
+    device: str,
 ) -> None:
     out = tmp_path / "out"
     artifact = exported(name, tiny(kind), out)
     assert artifacts.verify(out) == artifact
     assert artifact.manifest.parity is None
-    report = pipeline.validate_artifact(out)
+    report = pipeline.validate_artifact(out, device=device)
     assert report.accepted, "\n".join(r.reason for r in report.failures)
     assert report.noise_floor
     assert artifacts.verify(out).manifest.proven
@@ -69,7 +80,7 @@ def test_equal_to_the_source_at_shapes_never_traced(
 
 @pytest.mark.parametrize("name", formats())
 def test_the_manifest_tells_the_whole_story(
-    name: str, tiny: Callable[..., Path], tmp_path: Path
+    name: str, tiny: Callable[..., Path], tmp_path: Path, exported: Exported
 ) -> None:
     artifact = exported(name, tiny("bert"), tmp_path / "out")
     manifest = artifact.manifest
@@ -94,23 +105,26 @@ def test_the_manifest_tells_the_whole_story(
 @pytest.mark.parametrize("name", formats())
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])
 def test_half_precision_checkpoints_become_float32_artifacts(
-    name: str, stored: str, tiny: Callable[..., Path], tmp_path: Path
+    name: str, stored: str, tiny: Callable[..., Path], tmp_path: Path, exported: Exported,
+    device: str,
 ) -> None:
     out = tmp_path / "out"
     exported(name, tiny("bert", dtype=stored), out)
-    report = pipeline.validate_artifact(out)
+    report = pipeline.validate_artifact(out, device=device)
     assert report.accepted, "\n".join(r.reason for r in report.failures)
 
 
 @pytest.mark.parametrize("name", formats())
 def test_a_sharded_checkpoint_exports_like_a_single_file(
-    name: str, tiny: Callable[..., Path], tmp_path: Path
+    name: str, tiny: Callable[..., Path], tmp_path: Path, exported: Exported, device: str
 ) -> None:
     feeds = None
     outputs = []
     for model in (tiny("bert", shards=3), tiny("bert")):
         exported(name, model, tmp_path / str(len(outputs)))
-        artifact, session = pipeline.open_artifact(tmp_path / str(len(outputs)))
+        artifact, session = pipeline.open_artifact(
+            tmp_path / str(len(outputs)), device=device
+        )
         with session:
             feeds = feeds or validate.draw(artifact.spec, validate.plan(artifact.spec).cases[0])
             outputs.append(session.run(feeds))
@@ -120,8 +134,6 @@ def test_a_sharded_checkpoint_exports_like_a_single_file(
 
 @pytest.mark.parametrize("name", exporters.names())
 def test_every_option_has_help_and_a_default(name: str) -> None:
-    import dataclasses
-
     exporter = exporters.get(name)
     assert exporter.name == name
     assert exporter.summary
@@ -131,18 +143,20 @@ def test_every_option_has_help_and_a_default(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", formats())
-def test_a_wrong_graph_is_caught(name: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_wrong_graph_is_caught(
+    name: str, tiny: Callable[..., Path], tmp_path: Path, exported: Exported, device: str
+) -> None:
     """Export one set of weights, then judge against another: the validator must object."""
     out = tmp_path / "out"
     exported(name, tiny("bert"), out)
     other = pipeline.ModelRequest(str(tiny("bert", seed=1)))
-    report = pipeline.validate_artifact(out, reference=other)
+    report = pipeline.validate_artifact(out, reference=other, device=device)
     assert report.verdict == "fail"
     assert artifacts.read(out).manifest.parity is None  # another reference is not recorded
 
 
 def test_source_weights_that_changed_are_noticed(
-    tiny: Callable[..., Path], tmp_path: Path
+    tiny: Callable[..., Path], tmp_path: Path, exported: Exported
 ) -> None:
     import shutil
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ Opened = tuple[Session, ModelSpec]
 
 @pytest.fixture(scope="module")
 def sources(
-    tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, device: str
 ) -> Callable[[str], object]:
     """What a runtime opens, by format: an artifact of a tiny model, or the model itself."""
     made: dict[str, object] = {}
@@ -29,7 +30,10 @@ def sources(
                 made[name] = checkpoints.load_reference(checkpoints.resolve(str(model)))
             else:
                 exporter = exporters.get(name)
-                options = exporter.options_type()
+                fields = {f.name for f in dataclasses.fields(exporter.options_type)}
+                options = exporter.options_type(
+                    **({"device": device} if "device" in fields else {})
+                )
                 exporter.check(options)
                 out = tmp_path_factory.mktemp(name) / "out"
                 made[name] = pipeline.export(
@@ -43,17 +47,17 @@ def sources(
 @pytest.fixture(params=[(r, f) for r in runtimes.names() for f in runtimes.get(r).formats],
                 ids=lambda p: f"{p[0]}-{p[1]}")  # fmt: skip
 def opened(
-    request: pytest.FixtureRequest, sources: Callable[[str], object]
+    request: pytest.FixtureRequest, sources: Callable[[str], object], device: str
 ) -> Iterator[Session]:
     name, format_ = request.param
     runtime = runtimes.get(name)
-    if reason := runtime.unavailable("cpu"):
+    if reason := runtime.unavailable(device):
         pytest.skip(reason)
     try:
         source = sources(format_)
     except BackendUnavailable as absent:
         pytest.skip(str(absent))
-    with runtime.open(source, "cpu") as session:  # type: ignore[arg-type]
+    with runtime.open(source, device) as session:  # type: ignore[arg-type]
         yield session
 
 
@@ -114,10 +118,22 @@ def test_bind_launches_again_and_again(opened: Session) -> None:
     opened.synchronize()
 
 
-def test_placement_is_where_it_was_asked_for(opened: Session) -> None:
+SHAPE_WORK = {
+    "Shape", "Size", "Gather", "Concat", "Slice", "Squeeze", "Unsqueeze", "Cast", "Constant",
+    "ConstantOfShape", "Range", "Reshape", "Expand", "Equal", "Where", "Add", "Sub", "Mul", "Div",
+}  # fmt: skip
+"""What ONNX Runtime rightly leaves on the CPU of a GPU session: arithmetic on sizes."""
+
+
+def test_placement_is_where_it_was_asked_for(opened: Session, device: str) -> None:
     placement = opened.placement()
-    assert placement.device == "cpu"
+    assert placement.device == device
     assert placement.providers
+    if device == "cuda" and placement.nodes:
+        assert placement.nodes.get("CUDAExecutionProvider", 0) > placement.nodes.get(
+            "CPUExecutionProvider", 0
+        )
+        assert set(placement.fallback) <= SHAPE_WORK
 
 
 def test_closing_twice_is_allowed_and_running_then_is_not(opened: Session) -> None:

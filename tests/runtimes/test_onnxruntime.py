@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from modelport import pipeline, runtimes
 from modelport.artifacts import Artifact
 from modelport.errors import BackendUnavailable, UsageError
+from modelport.runtimes.onnxruntime import OnnxSession
 
 RUNTIME = runtimes.get("onnxruntime")
 
@@ -109,3 +111,26 @@ def test_weights_outside_the_artifact_are_refused_before_the_runtime_sees_them(
     )
     with pytest.raises(UnsafeError):
         RUNTIME.open(artifact)
+
+
+def test_what_is_left_on_the_cpu_is_named() -> None:
+    """A GPU session as ONNX Runtime describes one; there need be no GPU to read the description."""
+
+    def group(provider: str, *operators: str) -> SimpleNamespace:
+        nodes = [SimpleNamespace(op_type=operator) for operator in operators]
+        return SimpleNamespace(ep_name=provider, get_nodes=lambda: nodes)
+
+    session = OnnxSession.__new__(OnnxSession)
+    session._device = "cuda"
+    session._session = SimpleNamespace(
+        get_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        get_provider_graph_assignment_info=lambda: [
+            group("CUDAExecutionProvider", "MatMul", "Softmax", "MatMul"),
+            group("CPUExecutionProvider", "Shape", "Gather", "Shape"),
+        ],
+    )
+    placement = session.placement()
+    assert placement.nodes == {"CUDAExecutionProvider": 3, "CPUExecutionProvider": 3}
+    assert placement.fallback == {"Shape": 2, "Gather": 1}
+    session._device = "cpu"
+    assert not session.placement().fallback
