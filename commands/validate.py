@@ -22,6 +22,8 @@ from ._shared import ARTIFACT, DEVICE, FILE, SETTINGS, common, sizes
 @click.option("--inputs", type=FILE,
               help="Your own feeds, as .npz with one array for each input.")
 @click.option("--max-seconds", type=float, help="Time for everything; what it excludes is listed.")
+@click.option("--case-seconds", type=click.FloatRange(min=0, min_open=True), default=120.0,
+              show_default=True, help="A case without a result after this long has failed.")
 @click.option("--max-memory", type=float, metavar="GB", help="Memory for one case's arrays.")
 @click.option("--budget", help="Accepted effects, such as sqnr_db=30,agreement=0.995, or a file "
               "of such lines.")
@@ -31,14 +33,16 @@ from ._shared import ARTIFACT, DEVICE, FILE, SETTINGS, common, sizes
 @click.option("--bisect", "reproduction", type=click.Path(path_type=Path), metavar="DIR",
               help="On failure name the first wrong layer, and write a reproduction here.")
 @click.option("--no-cache", is_flag=True, help="Run the reference again even if it is known.")
+@click.option("--in-process", is_flag=True,
+              help="Run the artifact in this process, which a crash of its runtime then ends.")
 @click.option("--runtime", help="What runs the artifact; default: the first that can.")
 @DEVICE
 @common
 def validate(
     output: Output, artifact: Path, reference: str | None, batch_sizes: str | None,
-    seq_lens: str | None, inputs: Path | None, max_seconds: float | None,
-    max_memory: float | None, budget: str | None, no_cache: bool, runtime: str | None,
-    device: str, reproduction: Path | None, **reports: Path | None,
+    seq_lens: str | None, inputs: Path | None, max_seconds: float | None, case_seconds: float,
+    max_memory: float | None, budget: str | None, no_cache: bool, in_process: bool,
+    runtime: str | None, device: str, reproduction: Path | None, **reports: Path | None,
 ) -> int:
     """Compare an artifact with its source at shapes never traced, and record the verdict.
 
@@ -61,6 +65,8 @@ def validate(
         inputs=inputs,
         budget=validation.read_budget(budget) if budget else None,
         cache=not no_cache,
+        isolated=not in_process,
+        case_seconds=case_seconds,
     )
     with output.progress() as notify:
         report = pipeline.validate_artifact(

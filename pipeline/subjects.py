@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ class Subject:
     """Something that can be opened as a session under a known contract.
 
     Attributes:
+        open: a ``functools.partial`` of a function of a module, so that another process can call
+            it.
         artifact: None for a bare file.
     """
 
@@ -44,9 +47,8 @@ def of_artifact(root: Path, runtime: str | None = None, device: str = "cpu") -> 
         UsageError, UnsafeError: it is none, or its files are not those of its manifest.
     """
     artifact = artifacts.verify(root)
-    return Subject(
-        artifact.spec, lambda: open_session(artifact, runtime=runtime, device=device), artifact
-    )
+    opener = partial(open_session, artifact, runtime=runtime, device=device)
+    return Subject(artifact.spec, opener, artifact)
 
 
 def of_file(
@@ -75,7 +77,11 @@ def of_file(
             "; ".join(f"{c.name}: {c.unavailable(device)}" for c in able), hint="modelport doctor"
         )
     spec = checkpoints.load(checkpoint).spec
-    return Subject(spec, lambda: ready[0].open_file(path, spec, device))
+    return Subject(spec, partial(_open_file, ready[0].name, path, spec, device))
+
+
+def _open_file(runtime: str, path: Path, spec: ModelSpec, device: str) -> Session:
+    return runtimes.get(runtime).open_file(path, spec, device)
 
 
 def source_of(artifact: Artifact) -> Checkpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from .. import artifacts, checkpoints, profiles, validate
 from ..errors import UsageError
 from ..validate import matrix
 from . import deriving, subjects
-from .references import original, references
+from .references import HALVES, original, references
 from .request import ModelRequest, Notify
 from .texts import TEXTS
 
@@ -39,6 +39,9 @@ class Limits:
         budget: what effects on the answers are accepted (Gate C); None measures them only where
             the precision is reduced, under the default budget.
         cache: keep runs of the reference, so that the next artifact of the model costs none.
+        isolated: run the artifact in a process of its own, so that a crash of its runtime costs
+            one case. The caller's main module must then be importable, as for multiprocessing.
+        case_seconds: a case that the artifact gives no result for within this time has failed.
     """
 
     sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -47,6 +50,12 @@ class Limits:
     inputs: Path | None = None
     budget: EffectBudget | None = None
     cache: bool = True
+    isolated: bool = False
+    case_seconds: float = 120.0
+
+    def applied(self, settings: validate.Settings) -> validate.Settings:
+        """The settings with these limits on how the artifact is run."""
+        return replace(settings, isolated=self.isolated, case_seconds=self.case_seconds)
 
 
 def validate_artifact(
@@ -116,7 +125,7 @@ def _judge(
         sides.truth,
         plan,
         spec=subject.spec,
-        settings=sides.settings,
+        settings=limits.applied(sides.settings),
         cache=_cache(subject, checkpoint, device) if limits.cache else None,
         on_progress=_steps(notify),
     )
@@ -133,6 +142,7 @@ def _judge(
         deriving.text_cases(subject.spec, checkpoint.root) or deriving.enough(essential),
         spec=subject.spec,
         budget=budget,
+        settings=limits.applied(sides.settings),
     )
     return report.with_effects(effects, budget)
 
@@ -150,8 +160,9 @@ def _pair(
         )
     plan = _plan(left, path, limits)
     return validate.judge(
-        left.open, right.open, None, plan, spec=left.spec, on_progress=_steps(notify)
-    )
+        left.open, right.open, None, plan, spec=left.spec, on_progress=_steps(notify),
+        settings=limits.applied(validate.Settings()),
+    )  # fmt: skip
 
 
 def _steps(notify: Notify) -> validate.Progress:
@@ -159,13 +170,18 @@ def _steps(notify: Notify) -> validate.Progress:
 
 
 def _cache(subject: Subject, checkpoint: Checkpoint, device: str) -> validate.ReferenceCache | None:
-    """Stored reference runs; only for float32 artifacts, whose reference needs no other key."""
+    """Stored reference runs of this source, by precision.
+
+    Not for a quantised artifact: which of the source's layers are rounded is that artifact's own.
+    """
     from importlib.metadata import version
 
-    artifact = subject.artifact
-    if artifact is not None and artifact.manifest.facts.get("precision") is not None:
+    facts = subject.artifact.manifest.facts if subject.artifact else {}
+    precision = facts.get("precision") or "float32"
+    if precision not in ("float32", *HALVES):
         return None
-    parts = (checkpoint.scan.digest, checkpoint.task, device, *subject.spec.output_names,
+    outputs = [f"{t.name} {t.dtype}" for t in subject.spec.outputs]
+    parts = (checkpoint.scan.digest, checkpoint.task, device, precision, *outputs,
              version("torch"), version("transformers"))
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return validate.ReferenceCache(checkpoints.cache_root() / "reference" / key[:16], key)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import ModelportError, UsageError
 from ..session import Placement, Session
+from .suppliers import CaseTimeout, checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from multiprocessing.connection import Connection
-
-    import numpy as np
 
     from ..spec import ModelSpec
 
@@ -21,7 +25,7 @@ OPEN_SECONDS = 300.0
 
 
 class ProcessDied(ModelportError):
-    """The process that ran the model ended without an answer, or was ended for taking too long."""
+    """The process that ran the model ended without an answer."""
 
     exit_code = 3
 
@@ -29,8 +33,8 @@ class ProcessDied(ModelportError):
 class IsolatedSession(Session):
     """Runs a session in a child process; a crash or a hang costs one run, not the validation.
 
-    After either, the next run starts a new child. Arrays travel through a pipe, pickled by and for
-    this program alone.
+    After either, the next run starts a new child. Arrays travel through a pipe as they lie in
+    memory; the rest is pickled by and for this program alone.
 
     Args:
         spec: the contract that feeds are checked against, here and in the child.
@@ -50,12 +54,12 @@ class IsolatedSession(Session):
         self._child: _Child | None = None
 
     def placement(self) -> Placement:
-        """Where the child's session runs.
+        """Where the child's session runs; :attr:`runtime` is its runtime from then on.
 
         Raises:
-            ProcessDied: the child could not start.
+            ProcessDied, CaseTimeout: the child could not start.
         """
-        found = self._answer("placement", None, OPEN_SECONDS)
+        self.runtime, found = self._answer("open", None, OPEN_SECONDS)
         assert isinstance(found, Placement)
         return found
 
@@ -76,12 +80,13 @@ class IsolatedSession(Session):
             self._child = _Child(self._opener)
         try:
             kind, answer = self._child.ask(request, content, seconds)
-        except ProcessDied:
+        except (ProcessDied, CaseTimeout):
             self._child.kill()
             self._child = None
             raise
         if kind == "error":
-            raise answer
+            found, allowed, hint = answer
+            raise UsageError(found, allowed=allowed, hint=hint)
         return answer
 
 
@@ -95,18 +100,17 @@ class _Child:
 
     def ask(self, request: str, content: object, seconds: float) -> tuple[str, Any]:
         try:
-            self._pipe.send((request, content))
+            _send(self._pipe, request, content)
             if not self._pipe.poll(seconds):
-                raise ProcessDied(f"no result within {seconds:g} s; the process was ended")
-            kind, answer = self._pipe.recv()
+                raise CaseTimeout(f"no result within {seconds:g} s; the process was ended")
+            return _receive(self._pipe)
         except (EOFError, OSError) as error:
             self._process.join(timeout=10)
             raise ProcessDied(f"the model's process ended: {self._ending()}") from error
-        return str(kind), answer
 
     def stop(self) -> None:
         try:
-            self._pipe.send(("stop", None))
+            _send(self._pipe, "stop", None)
             self._process.join(timeout=10)
         except OSError:
             pass
@@ -125,18 +129,65 @@ class _Child:
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
+def _send(pipe: Connection, kind: str, content: object) -> None:
+    """Send a message; the arrays of a mapping follow it without a copy."""
+    if not isinstance(content, dict):
+        pipe.send((kind, content, None))
+        return
+    arrays = {name: np.ascontiguousarray(value) for name, value in content.items()}
+    if strange := [name for name, value in arrays.items() if value.dtype.hasobject]:
+        raise UsageError(f"{strange[0]} is no array of numbers")
+    pipe.send((kind, None, [(n, content[n].dtype, content[n].shape) for n in arrays]))
+    for value in arrays.values():
+        if value.size:
+            pipe.send_bytes(value.reshape(-1).view(np.uint8))
+
+
+def _receive(pipe: Connection) -> tuple[str, Any]:
+    kind, content, arrays = pipe.recv()
+    if arrays is None:
+        return str(kind), content
+    found = {}
+    for name, dtype, shape in arrays:
+        found[name] = np.empty(shape, dtype)
+        if found[name].size:
+            pipe.recv_bytes_into(memoryview(found[name].reshape(-1).view(np.uint8)))
+    return str(kind), found
+
+
 def _serve(pipe: Connection, opener: Callable[[], Session]) -> None:
-    """The child's loop; errors are sent back, and only plain ones survive the way."""
+    """The child's loop; errors are sent back as text, since not all of them survive the way."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     session: Session | None = None
-    while True:
-        request, content = pipe.recv()
-        if request == "stop":
-            break
+    while (message := _next(pipe)) is not None:
+        request, content = message
         try:
             session = session or opener()
-            answer = session.placement() if request == "placement" else session.run(content)
-            pipe.send(("answer", answer))
+            if request == "open":
+                _send(pipe, "answer", (session.runtime, session.placement()))
+            else:
+                _send(pipe, "answer", checked(session.run(content)))
+        except ModelportError as error:
+            _send(pipe, "error", (error.found, error.allowed, error.hint))
         except Exception as error:  # noqa: BLE001 - it is the finding, raised in the parent
-            pipe.send(("error", UsageError(f"{type(error).__name__}: {error}")))
+            _send(pipe, "error", (f"{type(error).__name__}: {error}", "", ""))
     if session is not None:
         session.close()
+
+
+def _next(pipe: Connection) -> tuple[str, Any] | None:
+    """The next request; None when there are to be no more."""
+    try:
+        request, content = _receive(pipe)
+    except EOFError:
+        return None
+    return None if request == "stop" else (request, content)
+
+
+def _end_with_the_parent() -> None:
+    """A run that hangs would outlive a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -12,7 +12,8 @@ from ..session import Session
 from . import hygiene
 from .compare import kept
 from .effects import Effect, EffectBudget, EffectMeter
-from .inputs import Case, digest, draw, mask_arrays
+from .inputs import Case, digest, draw, mask_arrays, mask_pieces
+from .isolate import OPEN_SECONDS, IsolatedSession
 from .matrix import LeftOut, Plan, output_elements, positions
 from .pace import Pace
 from .report import CaseRecord, ParityReport
@@ -44,12 +45,16 @@ class Settings:
         parent: for Gate B, the summary of the float32 artifact it was made from. Without one that
             passed Gate A, Gate B does not pass.
         case_seconds: after this long without a result, a case of the candidate has failed.
+        isolated: open and run the candidate in a process of its own, so that one that crashes
+            costs its own case. Its source must then be importable: a function of a module, or a
+            ``functools.partial`` of one.
     """
 
     rule: Rule = field(default_factory=Rule)
     gate: Literal["translation", "precision"] = "translation"
     parent: ParitySummary | None = None
     case_seconds: float = 120.0
+    isolated: bool = False
 
 
 def judge(
@@ -99,7 +104,7 @@ def judge(
         stored = store if cache or not isinstance(truth, Session) else None
         run.truth = Supplier(truth, "truth", stored) if truth is not None else None
         run.reference = Supplier(reference, "reference", cache) if reference is not None else None
-        run.candidate = Candidate(candidate, settings.case_seconds)
+        run.candidate = _candidate(candidate, spec, settings)
         try:
             return run.report()
         finally:
@@ -115,8 +120,8 @@ def measure_effects(
     *,
     spec: ModelSpec,
     budget: EffectBudget,
+    settings: Settings | None = None,
     cache: ReferenceCache | None = None,
-    case_seconds: float = 120.0,
 ) -> tuple[Effect, ...]:
     """Gate C: effects of the candidate against the *original* model, not its cast weights.
 
@@ -125,19 +130,22 @@ def measure_effects(
     Args:
         truth: the original in the highest precision at hand.
         cases: real text where there is a tokenizer: random tokens have no meaning to lose.
+        settings: how the candidate is run.
 
     Raises:
         ModelportError: whatever a run raises; Gate 0 is where failing cases are recorded.
     """
     meter = EffectMeter(spec)
-    left, right = Candidate(candidate, case_seconds), Supplier(truth, "truth", cache)
+    left = _candidate(candidate, spec, settings or Settings())
+    right = Supplier(truth, "truth", cache)
     try:
         for case in cases.cases if isinstance(cases, Plan) else cases:
             feeds = draw(spec, case)
             masks = mask_arrays(spec, feeds)
+            pieces = mask_pieces(spec, feeds, masks)
             expected = right.outputs(feeds, digest(feeds))
             actual = left.outputs(feeds, case.label)
-            meter.add(actual, expected, {t.name: kept(t, masks) for t in spec.outputs})
+            meter.add(actual, expected, {t.name: kept(t, masks, pieces) for t in spec.outputs})
     finally:
         left.close()
         right.close()
@@ -165,6 +173,8 @@ class _Run:
 
     def report(self) -> ParityReport:
         cases = self._run_truth(self.plan.cases)
+        if cases:
+            self.candidate.prepare()
         pace = self._pace(1.0, fill=self.truth is None or not self.truth.lazy)
         for done, case in enumerate(cases):
             size = positions(self.spec, case)
@@ -285,6 +295,19 @@ class _Run:
 
     def _pace(self, share: float, *, fill: bool) -> Pace:
         return Pace(self.plan.max_seconds, share=share, started=self._started, fill=fill)
+
+
+def _candidate(source: SessionSource, spec: ModelSpec, settings: Settings) -> Candidate:
+    """The candidate, in this process or in its own."""
+    if not settings.isolated:
+        return Candidate(source, settings.case_seconds)
+    if isinstance(source, Session):
+        raise UsageError("an open session cannot move to a process of its own",
+                         allowed="a function that opens one")
+    opener = source
+    # The child is ended in time; a thread that waits for it is never given up on.
+    return Candidate(lambda: IsolatedSession(spec, opener, settings.case_seconds),
+                     2 * (settings.case_seconds + OPEN_SECONDS))
 
 
 def _inherited(parent: ParitySummary | None) -> Verdict:

@@ -8,6 +8,7 @@ import queue
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ SessionSource = Session | Callable[[], Session]
 once while it works and closed by the judge."""
 
 Outputs = dict[str, np.ndarray]
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +136,9 @@ class CaseTimeout(ModelportError):
 class Candidate:
     """Runs the candidate so that one case that raises or never returns does not stop the rest.
 
-    A run that exceeds its time is abandoned together with its thread and session: threads cannot
-    be killed. A source that opens sessions gets a new one, up to ``attempts`` times.
+    A run that exceeds its time is abandoned together with its thread and session, since threads
+    cannot be killed; a source that opens sessions gets a new one. The shape it hung in is not
+    tried again, and after ``attempts`` of them nothing is.
     """
 
     def __init__(self, source: SessionSource, seconds: float, attempts: int = 3) -> None:
@@ -145,25 +148,40 @@ class Candidate:
         self._attempts = attempts
         self._worker: _Worker | None = None
         self._stuck = ""
+        self._hung: set[Shapes] = set()
+
+    def prepare(self) -> None:
+        """Open the session now, so that its time is no case's; failing shows in the cases."""
+        if self._worker is None:
+            self._worker = _Worker(self._source)
+        self._worker.prepare(self._seconds)
+        if self._worker.lost:
+            self._worker = None
 
     def outputs(self, feeds: Feeds, label: str) -> Outputs:
         """Run one case.
 
         Raises:
-            CaseTimeout: it took too long, or an earlier case still holds the session.
+            CaseTimeout: it took too long, or an earlier case of this shape did, or too many did.
             Exception: whatever the session raised.
         """
+        shapes = tuple((name, value.shape) for name, value in sorted(feeds.items()))
         if self._stuck:
             raise CaseTimeout(f"not run: the session never returned from {self._stuck}")
+        if shapes in self._hung:
+            raise CaseTimeout("not run: an earlier case of this shape gave no result")
         if self._worker is None:
             self._worker = _Worker(self._source)
         try:
             result = self._worker.call(feeds, self._seconds)
         except CaseTimeout:
-            self._worker = None
+            self._hung.add(shapes)
             self._attempts -= 1
-            if isinstance(self._source, Session) or self._attempts <= 0:
+            lost = self._worker.lost
+            if self._attempts <= 0 or (lost and isinstance(self._source, Session)):
                 self._stuck = label
+            if lost:
+                self._worker = None
             raise
         self.described = self._worker.described
         return result
@@ -176,42 +194,64 @@ class Candidate:
 
 
 class _Worker:
-    """One daemon thread that opens a session and runs what it is sent, in order."""
+    """One daemon thread that opens a session and runs what it is sent, in order.
+
+    Attributes:
+        lost: it did not answer in time, and will be busy for good.
+    """
 
     def __init__(self, source: SessionSource) -> None:
         self.described = ""
+        self.lost = False
         self._source = source
-        self._inbox: queue.SimpleQueue[Feeds | None] = queue.SimpleQueue()
+        self._session: Session | None = None
+        self._inbox: queue.SimpleQueue[Callable[[], Outputs] | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[Outputs | Exception] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="candidate", daemon=True)
         self._thread.start()
 
+    def prepare(self, seconds: float) -> None:
+        """Open the session; whatever that raises is raised again by the first call."""
+        with suppress(Exception):
+            self._ask(self._opened, seconds)
+
     def call(self, feeds: Feeds, seconds: float) -> Outputs:
-        self._inbox.put(feeds)
-        try:
-            answer = self._outbox.get(timeout=seconds)
-        except queue.Empty:
-            raise CaseTimeout(f"no result within {seconds:g} s") from None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        return self._ask(lambda: checked(self._open().run(feeds)), seconds)
 
     def stop(self) -> None:
         self._inbox.put(None)
         self._thread.join(timeout=10)
 
+    def _ask(self, what: Callable[[], Outputs], seconds: float) -> Outputs:
+        self._inbox.put(what)
+        try:
+            answer = self._outbox.get(timeout=seconds)
+        except queue.Empty:
+            self.lost = True
+            raise CaseTimeout(f"no result within {seconds:g} s") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _opened(self) -> Outputs:
+        self._open()
+        return {}
+
+    def _open(self) -> Session:
+        if self._session is None:
+            made = self._source if isinstance(self._source, Session) else self._source()
+            self.described = describe(made)
+            self._session = made
+        return self._session
+
     def _serve(self) -> None:
-        session: Session | None = None
-        while (feeds := self._inbox.get()) is not None:
+        while (what := self._inbox.get()) is not None:
             try:
-                if session is None:
-                    session = self._source if isinstance(self._source, Session) else self._source()
-                    self.described = describe(session)
-                self._outbox.put(_checked(session.run(feeds)))
+                self._outbox.put(what())
             except Exception as error:  # noqa: BLE001 - it is the finding, handed to the judge
                 self._outbox.put(error)
-        if session is not None and session is not self._source:
-            session.close()
+        if self._session is not None and self._session is not self._source:
+            self._session.close()
 
 
 def describe(session: Session) -> str:
@@ -221,7 +261,8 @@ def describe(session: Session) -> str:
     return " ".join([runtime, placement.device, *placement.providers])
 
 
-def _checked(outputs: object) -> Outputs:
+def checked(outputs: object) -> Outputs:
+    """What a session returned, as arrays by name."""
     if not isinstance(outputs, Mapping):
         raise UsageError(f"a session returned {type(outputs).__name__}",
                          allowed="a mapping of output names to arrays")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-from modelport import artifacts, pipeline
+from modelport import artifacts, pipeline, validate
 from modelport.cli import execute
 from modelport.errors import UsageError
 from modelport.exporters.onnx import OnnxOptions
@@ -85,18 +85,35 @@ def test_the_reference_is_run_once_for_many_artifacts(
 ) -> None:
     from modelport.runtimes.torch_eager import TorchSession
 
-    runs = []
+    runs = 0
     real = TorchSession._run
-    monkeypatch.setattr(
-        TorchSession, "_run", lambda self, feeds: runs.append(1) or real(self, feeds)
-    )
+
+    def counted(self: TorchSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        nonlocal runs
+        runs += 1
+        return real(self, feeds)
+
+    monkeypatch.setattr(TorchSession, "_run", counted)
     limits = pipeline.Limits(sizes={"batch": (1, 3), "sequence": (2, 7)})
-    for name in ("opset-11", "opset-20"):
-        pipeline.validate_artifact(made(name, opset=int(name[-2:])), limits=limits)
-        runs.append(0)
-    first = runs.index(0)
+
+    def cost(name: str, **options: object) -> tuple[int, validate.ParityReport]:
+        before = runs
+        report = pipeline.validate_artifact(made(name, **options), limits=limits)
+        return runs - before, report
+
+    first, _ = cost("opset-11", opset=11)
+    again, report = cost("opset-20", opset=20)
     assert first > 0
-    assert len(runs) == first + 2  # the second artifact ran no reference at all
+    assert again == 0
+    assert report.comparisons
+    # Gate B has a reference and a truth of its own; a stored run never stands in for them. The
+    # effects are measured against the original, on texts that no case above has.
+    half, report = cost("half", dtype="fp16")
+    fewer, same = cost("half-again", dtype="fp16", opset=14)
+    assert report.gates["precision"] == same.gates["precision"] == "pass"
+    assert half - fewer == 2 * len(report.cases)
+    assert report.worst_rho is not None
+    assert report.worst_rho != 1.0
 
 
 def test_your_own_inputs_are_compared(made: Callable[..., Path], tmp_path: Path) -> None:

@@ -162,22 +162,36 @@ def test_an_output_that_is_always_empty_fails():
     assert "never compared" in report.failures[0].reason
 
 
-def test_a_hang_costs_its_own_case_only_where_sessions_can_be_opened_anew():
-    def slow():
-        def before(feeds):
-            if feeds["input_ids"].shape == (3, 7):
-                time.sleep(3)
-            return feeds
-        return ToySession(Toy(weights()), before=before)
+def hanging(*shapes):
+    def before(feeds):
+        if feeds["input_ids"].shape in shapes:
+            time.sleep(3)
+        return feeds
+    return Opener(lambda: ToySession(Toy(weights()), before=before))
 
-    opener = Opener(slow)
+
+def test_a_hang_costs_its_own_shape_only():
+    opener = hanging((3, 7))
     report = judge(opener, reference(), truth(), PLAN, settings=Settings(case_seconds=0.3))
     hung = [r for r in report.failures if "no result within 0.3 s" in r.reason]
-    assert {r.case.split(" matrix")[0].rsplit(" ", 1)[0] for r in hung} == {"batch=3 sequence=7"}
-    assert len(hung) == 3  # then it is given up
-    assert opener.opened == 3
+    assert len(hung) == 1
+    assert opener.opened == 2
+    shapes = {case.label: case.shape for case in PLAN.cases}
+    assert {shapes[r.case] for r in report.failures} == {"batch=3 sequence=7"}
+    assert all("an earlier case of this shape" in r.reason for r in report.failures
+               if r not in hung)
+    assert {c.shape for c in report.cases} == {c.shape for c in PLAN.cases}
     assert report.comparisons > 20
-    assert all("never returned" in r.reason for r in report.failures if r not in hung)
+
+
+def test_a_model_that_hangs_everywhere_is_given_up():
+    shapes = {(dict(c.sizes)["batch"], dict(c.sizes)["sequence"]) for c in PLAN.cases}
+    opener = hanging(*shapes)
+    report = judge(opener, reference(), truth(), PLAN, settings=Settings(case_seconds=0.2))
+    assert len([r for r in report.failures if "no result within" in r.reason]) == 3
+    assert opener.opened == 3
+    assert any("never returned" in r.reason for r in report.failures)
+    assert not report.comparisons
 
 
 def test_a_crash_is_recorded_with_its_message_and_the_rest_goes_on():
