@@ -17,6 +17,7 @@ _PUBLIC: dict[str, str] = {
     "ModelRequest": ".pipeline",
     "Limits": ".pipeline",
     "export": ".pipeline",
+    "load_pipeline": ".pipeline",
     "open_artifact": ".pipeline",
     "validate_artifact": ".pipeline",
 }

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 Role = Literal[
-    "tokens", "mask", "segments", "positions", "boxes", "flags", "pixels", "waveform", "features"
+    "tokens", "mask", "segments", "positions", "boxes", "flags", "pixels", "waveform", "features",
+    "tail",
 ]
 """What an input means, so that test data can be drawn for it.
 
 tokens, segments, positions, boxes: integers below ``TensorSpec.high``; mask: 1 keep, 0 padding;
-flags: independent 0/1; pixels, waveform, features: standard normal floats.
+flags: independent 0/1; pixels, waveform, features: standard normal floats; tail: one number, how
+many of the last positions along ``sequence`` are answered for, 0 for all (an output's dimension of
+the input's name is as long).
 """
 
 

@@ -68,7 +68,7 @@ def _draw(
         corners = np.sort(rng.integers(0, tensor.high or 1, (*shape[:-1], 2, 2)), axis=-2)
         return corners.reshape(shape).astype(np.int64)
     if tensor.dtype == "int64":
-        return rng.integers(0, tensor.high or 2, shape)
+        return np.asarray(rng.integers(0, tensor.high or 2, shape))
     kind = ml_dtypes.bfloat16 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype)
     values = rng.standard_normal(shape, dtype=np.float32)
     if mask is not None:

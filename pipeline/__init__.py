@@ -9,7 +9,7 @@ from __future__ import annotations
 from .benchmarking import Grid, against, bench, open_path
 from .bisecting import Bisection, bisect
 from .exporting import default_output, export
-from .opening import open_artifact, open_session
+from .opening import load_pipeline, open_artifact, open_pipeline, open_session
 from .request import ModelRequest
 from .subjects import named
 from .validating import Limits, parity_report, validate_artifact
@@ -24,9 +24,11 @@ __all__ = [
     "bisect",
     "default_output",
     "export",
+    "load_pipeline",
     "named",
     "open_artifact",
     "open_path",
+    "open_pipeline",
     "open_session",
     "parity_report",
     "validate_artifact",

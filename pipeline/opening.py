@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from ..errors import BackendUnavailable, UsageError
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
+    from ..runtimes.pipelines import Pipeline
     from ..session import Session
 
 
@@ -37,6 +39,53 @@ def open_artifact(
     return artifact, open_session(artifact, runtime=runtime, device=device, options=options)
 
 
+def load_pipeline(
+    root: Path,
+    device: str = "cpu",
+    *,
+    runtime: str | None = None,
+    **options: Any,
+) -> Pipeline:
+    """Verify an artifact of several graphs and open it as a model that generates.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        runtime: None takes the first that can open the format here.
+        options: of the runtime, by name.
+
+    Returns:
+        An object whose ``generate`` is the model's own, on sessions.
+
+    Raises:
+        DigestMismatch, PathEscape: before anything but the manifest is parsed.
+        UsageError: the artifact is one graph, which does not generate.
+        BackendUnavailable: as :func:`open_artifact`.
+    """
+    artifact = artifacts.verify(Path(root))
+    return open_pipeline(artifact, device=device, runtime=runtime, options=options)
+
+
+def open_pipeline(
+    artifact: Artifact,
+    *,
+    runtime: str | None = None,
+    device: str = "cpu",
+    options: Mapping[str, Any] | None = None,
+) -> Pipeline:
+    """Open a verified artifact of several graphs; see :func:`load_pipeline`."""
+    from ..runtimes import pipelines
+
+    with ExitStack() as opened:
+        sessions = {
+            name: opened.enter_context(
+                open_session(view, runtime=runtime, device=device, options=options))
+            for name, view in artifact.components.items()
+        }  # fmt: skip
+        pipeline = pipelines.build(artifact, sessions, device)
+        opened.pop_all()
+    return pipeline
+
+
 def open_session(
     artifact: Artifact,
     *,
@@ -45,6 +94,12 @@ def open_session(
     options: Mapping[str, Any] | None = None,
 ) -> Session:
     """Open a verified artifact; see :func:`open_artifact`."""
+    if artifact.manifest.components:
+        raise UsageError(
+            f"{artifact.root} is several graphs: {', '.join(artifact.manifest.components)}",
+            allowed="an artifact of one graph, or a component of this one",
+            hint="modelport.load_pipeline opens it as a model that generates",
+        )
     able = runtimes.for_format(artifact.format)
     if runtime is not None:
         able = tuple(r for r in able if r.name == runtime)

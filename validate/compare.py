@@ -14,7 +14,6 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import UsageError
-from ..spec import terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -124,7 +123,9 @@ def mismatches(left: np.ndarray, right: np.ndarray, keep: np.ndarray | None = No
 
 
 def kept(
-    output: TensorSpec, masks: Mapping[tuple[int | str, ...], np.ndarray]
+    output: TensorSpec,
+    masks: Mapping[tuple[int | str, ...], np.ndarray],
+    pieces: Mapping[tuple[int | str, ...], np.ndarray] | None = None,
 ) -> np.ndarray | None:
     """Which positions of an output are real content, by the names of its dimensions.
 
@@ -132,22 +133,21 @@ def kept(
     axis that is named so (attention maps have two). An output without the masked dimension (a
     pooled vector, class logits, the decoder's states) loses only its rows that are masked from end
     to end: they hold no content, and what a model computes there depends on how it writes minus
-    infinity. A mask over one term of a sum, beside the mask over all of it, restricts only outputs
-    that have this term.
+    infinity.
 
     Args:
         masks: by the mask input's own shape as named in the spec, ``(batch, sequence)`` or
             ``(batch, choices, sequence)``, its 0/1 or boolean array.
+        pieces: of these masks, by their own shape; one says nothing of an output without its last
+            dimension.
 
     Returns:
         A boolean array of the output's rank with size 1 on dimensions no mask speaks of; None
         where nothing is masked.
     """
     result: np.ndarray | None = None
-    sums = [set(terms(str(names[-1]))) for names in masks if len(terms(str(names[-1]))) > 1]
-    for names, mask in masks.items():
-        if any(names[-1] in s for s in sums) and names[-1] not in output.shape:
-            continue
+    speaking = {n: mask for n, mask in (pieces or {}).items() if n[-1] in output.shape}
+    for names, mask in (*masks.items(), *speaking.items()):
         held, rows = _restrict(names, mask.astype(bool), output.shape)
         if not held or rows.all():
             continue

@@ -78,38 +78,41 @@ def draw(spec: ModelSpec, case: Case) -> dict[str, np.ndarray]:
     for tensor in spec.inputs:
         if tensor.role == "mask" and tensor.shape not in masks:
             masks[tensor.shape] = _mask(spec.shape(tensor, sizes), case.padding, rng)
-            masks |= _pieces(tensor, masks[tensor.shape], sizes)
     return {t.name: _draw_one(t, spec.shape(t, sizes), masks, rng) for t in spec.inputs}
 
 
 def mask_arrays(spec: ModelSpec, feeds: Feeds) -> dict[tuple[int | str, ...], np.ndarray]:
-    """Every mask among the feeds by its named shape, as booleans; two of one shape are joined.
-
-    A mask over a sum of dimensions is there once more for each of them.
-    """
+    """Every mask among the feeds by its named shape, as booleans; two of one shape are joined."""
     found: dict[tuple[int | str, ...], np.ndarray] = {}
-    sizes = {dim: size for t in spec.inputs
-             for dim, size in zip(t.shape, feeds[t.name].shape, strict=True)
-             if isinstance(dim, str)}
     for tensor in spec.inputs:
         if tensor.role == "mask":
             mask = np.asarray(feeds[tensor.name]).astype(bool)
             known = found.get(tensor.shape)
             found[tensor.shape] = mask if known is None else known & mask
-            found |= _pieces(tensor, found[tensor.shape], sizes)
     return found
 
 
-def _pieces(
-    tensor: TensorSpec, mask: np.ndarray, sizes: Mapping[str, int]
+def mask_pieces(
+    spec: ModelSpec, feeds: Feeds, masks: Mapping[tuple[int | str, ...], np.ndarray]
 ) -> dict[tuple[int | str, ...], np.ndarray]:
-    """A mask cut into the terms of its last dimension; nothing where that is plain."""
-    names = terms(str(tensor.shape[-1]))
-    if len(names) == 1:
-        return {}
-    ends = np.cumsum([sizes[name] for name in names])
-    cut = np.split(mask, ends[:-1], axis=-1)
-    return {(*tensor.shape[:-1], name): piece for name, piece in zip(names, cut, strict=True)}
+    """What masks over a sum of dimensions say of each of its terms, and of a tail of them."""
+    sizes = {dim: size for t in spec.inputs
+             for dim, size in zip(t.shape, np.shape(feeds[t.name]), strict=True)
+             if isinstance(dim, str)}
+    found: dict[tuple[int | str, ...], np.ndarray] = {}
+    for names, mask in masks.items():
+        parts = terms(str(names[-1]))
+        if len(parts) > 1:
+            ends = np.cumsum([sizes[part] for part in parts])
+            cut = np.split(mask, ends[:-1], axis=-1)
+            found |= {(*names[:-1], part): piece
+                      for part, piece in zip(parts, cut, strict=True)}
+    for tensor in spec.inputs:
+        if tensor.role == "tail":
+            count = int(feeds[tensor.name])
+            found |= {(*names[:-1], tensor.name): mask[..., -count:]
+                      for names, mask in {**masks, **found}.items() if names[-1] == "sequence"}
+    return found
 
 
 def text_cases(
@@ -238,7 +241,7 @@ def _draw_one(
         value = _boxes(tensor.high, shape, rng)
     else:
         value = rng.integers(0, tensor.high, size=shape)
-    return value.astype(numpy_dtype(tensor.dtype))
+    return np.asarray(value, numpy_dtype(tensor.dtype))
 
 
 def numpy_dtype(name: str) -> np.dtype[np.generic]:

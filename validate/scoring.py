@@ -11,7 +11,7 @@ import numpy as np
 
 from . import hygiene
 from .compare import ErrorStats, error_stats, is_float, kept, mismatches, unit_roundoff
-from .inputs import Case, Feeds, mask_arrays
+from .inputs import Case, Feeds, mask_arrays, mask_pieces
 from .report import ANY, HISTOGRAM_BINS, HISTOGRAM_LOW, HISTOGRAM_STEP, Result
 from .rule import Decision, Gate, Rule, decide, worst
 
@@ -86,11 +86,12 @@ class Score:
         for name, problem in problems.items():
             self.fail(case.label, "hygiene", problem, name)
         masks = mask_arrays(self._spec, feeds)
+        pieces = mask_pieces(self._spec, feeds, masks)
         for name, tensor in self._tensors.items():
             if name not in sides.expected or (sides.truth is not None and name not in sides.truth):
                 self.fail(case.label, "hygiene", "the source itself lacks this output", name)
             elif name in sides.candidate:
-                self._output(case, tensor, sides, kept(tensor, masks))
+                self._output(case, tensor, sides, kept(tensor, masks, pieces))
 
     def results(self) -> tuple[Result, ...]:
         """Every result, with the noise of small samples pooled over all cases.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..model import Dtype
 
 DECODER = "decoder"
+KEEP = "logits_to_keep"
 
 
 def parts(model: Any, root: Path, dtype: Dtype) -> tuple[Part, ...]:
@@ -41,9 +42,10 @@ def parts(model: Any, root: Path, dtype: Dtype) -> tuple[Part, ...]:
         TensorSpec("input_ids", "int64", ("batch", "sequence"), "tokens",
                    high=facts.vocabulary, pad=facts.pad),
         TensorSpec("attention_mask", "int64", ("batch", TOTAL), "mask"),
+        TensorSpec(KEEP, "int64", (), "tail", high=3),
         *past,
     )
-    logits = TensorSpec("logits", dtype, ("batch", "sequence", vocabulary))
+    logits = TensorSpec("logits", dtype, ("batch", KEEP, vocabulary))
     longest = facts.length_hint
     dims = {
         "batch": Dim(1, 8, 64),
@@ -61,19 +63,26 @@ class Decoder(torch.nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self._positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._names = set(inspect.signature(model.forward).parameters)
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *past: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: torch.Tensor,
+        *past: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        given = {}
-        if self._positions:
-            # As generate counts them: from the first token that is not padding.
-            positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-            given["position_ids"] = positions[:, past[0].shape[2]:]
+        # As generate counts them: from the first token that is not padding.
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, past[0].shape[2]:]
+        asked = torch.arange(input_ids.shape[1], device=input_ids.device)
+        first = torch.where(logits_to_keep > 0, asked.shape[0] - logits_to_keep, 0).clamp(min=0)
+        asked = asked[first:]
+        given = {"position_ids": positions, KEEP: asked}
         result = self.model(input_ids=input_ids, attention_mask=attention_mask,
-                            past_key_values=filled(past), use_cache=True, **given)
-        return (result.logits, *flat(result.past_key_values))
+                            past_key_values=filled(past), use_cache=True,
+                            **{name: given[name] for name in given if name in self._names})
+        logits = result.logits if KEEP in self._names else result.logits[:, asked]
+        return (logits, *flat(result.past_key_values))
 
 
 def _one_step(model: Any) -> tuple[Cache, int]:
