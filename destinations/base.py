@@ -140,6 +140,15 @@ class Repository(ABC):
             TagMoved: the tag no longer points at ``expected``.
         """
 
+    def settle(self, tag: str, head: Head) -> None:
+        """Look once more whether a tag that was moved with an expectation stayed there.
+
+        Only where :meth:`point` cannot compare and swap in one step.
+
+        Raises:
+            TagMoved: another publisher moved it at the same moment.
+        """
+
     @abstractmethod
     def read(self, name: str, entry: FileEntry, start: int) -> Iterator[bytes]:
         """The bytes of a published file from ``start`` on; the caller checks them."""

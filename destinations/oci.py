@@ -5,8 +5,11 @@ ModelPack specification (CNCF model-spec v1) can pull it. Requests go through or
 registries' ways to authenticate; its transfers are not used: it reads whole files into memory
 when sending, and does not check digests when receiving.
 
-Registries have no compare-and-swap on tags. The tag is read right before it is moved and again
-afterwards; in between, the last of several publishers wins, with a complete release.
+The distribution specification has no compare-and-swap on tags. The tag is read right before it is
+moved, and where the registry names an entity tag the move is made conditional on it (RFC 9110,
+If-Match): a registry that honours that swaps in one step, the others ignore it. With an expectation
+the tag is read again afterwards. Without one, the last of several publishers wins, with a complete
+release.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin, urlsplit
 
@@ -59,6 +63,15 @@ _PIECE = 1 << 16  # received at a time: what a cut connection loses
 _STALLS = 3  # attempts to send the same piece in one upload before starting another
 
 
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """A manifest as the registry serves it; its entity tag, if it has one, is for a swap."""
+
+    data: bytes
+    digest: str
+    etag: str
+
+
 class Registry(Repository):
     """Blobs by digest and a manifest by tag, each request checked."""
 
@@ -84,6 +97,7 @@ class Registry(Repository):
         # oras sets no time limit, and a compressed answer could not be resumed by its offset.
         session.request = functools.partial(session.request, timeout=_TIMEOUT)
         session.headers["Accept-Encoding"] = "identity"
+        self._moving = 0.0  # seconds that the last move of a tag took
         self._url = f"{'http' if local else 'https'}://{host}/v2/{name}/"
         # Loads the user's stored credentials for this registry, as the usual tools write them.
         self._client.auth.load_configs(self._client.get_container(f"{host}/{name}"))
@@ -92,9 +106,9 @@ class Registry(Repository):
         found = self._manifest(tag)
         if found is None:
             return None
-        data, digest = found
+        digest = found.digest
         try:
-            layers = json.loads(data)["layers"]
+            layers = json.loads(found.data)["layers"]
             named = {layer["annotations"][FILE_PATH]: layer for layer in layers}
             record = named[RELEASE]
             sha, size = record["digest"].removeprefix("sha256:"), int(record["size"])
@@ -137,17 +151,40 @@ class Registry(Repository):
             self._upload_bytes(data)
         manifest = _manifest_of(release, record, config)
         digest = f"sha256:{entry_of(manifest).sha256}"
-        found = self._manifest(tag)
-        if (found[1] if found else None) != (expected.digest if expected else None):
-            raise TagMoved(f"the tag {tag} moved")
         # By digest first: even where another publisher takes the tag, this release can be pulled.
-        for name in (digest, tag):
-            with self._ask("PUT", f"manifests/{name}", (200, 201), data=manifest,
-                           headers={"Content-Type": MANIFEST_TYPE}):
-                pass
+        self._put(digest, manifest, {})
+        start = time.monotonic()
+        found = self._manifest(tag)
+        if (found.digest if found else None) != (expected.digest if expected else None):
+            raise TagMoved(f"the tag {tag} moved")
+        if found is None:
+            condition = {"If-None-Match": "*"}
+        else:
+            condition = {"If-Match": found.etag} if found.etag else {}
+        self._put(tag, manifest, condition)
+        self._moving = time.monotonic() - start
         return Head(record, digest, digest)
 
-    def _manifest(self, name: str) -> tuple[bytes, str] | None:
+    def settle(self, tag: str, head: Head) -> None:
+        # Who read the tag before it was moved here will have moved it by then, if no slower.
+        time.sleep(self._moving)
+        found = self._manifest(tag)
+        at = found.digest if found else "none"
+        if at != head.digest:
+            raise TagMoved(
+                f"{self.reference} points at {at}: another publisher moved it at the same moment",
+                allowed=head.digest,
+                hint=f"the release is complete and can be pulled as @{head.digest}; "
+                "pull what is there now, decide, and publish with --expect of it",
+            )
+
+    def _put(self, name: str, manifest: bytes, condition: Mapping[str, str]) -> None:
+        with self._ask("PUT", f"manifests/{name}", (200, 201, 412), data=manifest,
+                       headers={"Content-Type": MANIFEST_TYPE, **condition}) as answer:
+            if answer.status_code == 412:
+                raise TagMoved(f"the tag {name} moved")
+
+    def _manifest(self, name: str) -> _Manifest | None:
         with self._ask("GET", f"manifests/{name}", (200, 404),
                        headers={"Accept": MANIFEST_TYPE}) as answer:
             if answer.status_code == 404:
@@ -157,7 +194,9 @@ class Registry(Repository):
         claimed = answer.headers.get("Docker-Content-Digest", digest)
         if claimed != digest or (name.startswith("sha256:") and name != digest):
             raise Transient(f"the manifest {name} arrived damaged")
-        return data, digest
+        etag = answer.headers.get("ETag", "")
+        # One that something in between made up would never match again.
+        return _Manifest(data, digest, etag if etag == f'"{digest}"' else "")
 
     def _blob(self, sha: str, start: int, size: int) -> Iterator[bytes]:
         headers = {"Range": f"bytes={start}-{size - 1}"} if start else {}

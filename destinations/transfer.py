@@ -63,7 +63,8 @@ def publish(
     record = releases.dumps(release)
     if resend:
         patiently("sending the release record", lambda: repository.mend(record))
-    _look(repository, tag, expected)  # before anything is sent
+    there = patiently(f"reading the tag {tag}", lambda: repository.head(tag))
+    _require(repository, there, expected)  # before anything is sent
     sent = 0
     for item in items:
         if not resend and patiently(f"asking for {item.name}", lambda i=item: repository.has(i)):  # type: ignore[misc]
@@ -80,24 +81,28 @@ def _swap(
     repository: Repository, tag: str, release: Release, record: bytes, expected: str | None
 ) -> Head:
     for _ in range(_RACES):
-        current = _look(repository, tag, expected)
+        current = patiently(f"reading the tag {tag}", lambda: repository.head(tag))
         if current is not None and current.release == record:
             return current  # published already, perhaps by an attempt whose answer was lost
+        _require(repository, current, expected)
         try:
-            return patiently(
+            head = patiently(
                 f"publishing {repository.reference}",
                 lambda at=current: repository.point(tag, release, record, at),  # type: ignore[misc]
             )
         except TagMoved:
             continue
+        if expected is not None:
+            patiently(f"reading the tag {tag}", lambda it=head: repository.settle(tag, it))  # type: ignore[misc]
+        return head
     raise TagMoved(
         f"the tag {tag} kept moving: {_RACES} other publishers came first",
         hint="publish again when they are done, or under another tag",
     )
 
 
-def _look(repository: Repository, tag: str, expected: str | None) -> Head | None:
-    current = patiently(f"reading the tag {tag}", lambda: repository.head(tag))
+def _require(repository: Repository, current: Head | None, expected: str | None) -> None:
+    """Refuse a tag that is not where it was expected."""
     found = current.digest if current else "none"
     if expected is not None and found != expected:
         raise TagMoved(
@@ -105,7 +110,6 @@ def _look(repository: Repository, tag: str, expected: str | None) -> Head | None
             allowed=expected,
             hint="pull what is there now, decide, and publish with --expect of it",
         )
-    return current
 
 
 def resolve(repository: Repository, *, following: Reference | None = None) -> Head | None:

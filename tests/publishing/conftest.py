@@ -103,3 +103,10 @@ def place(
         s3fs.S3FileSystem.clear_instance_cache()
         yield Place("s3", f"s3://models/{name}", proxy)
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def tags(registry: tuple[str, int]) -> Iterator[Place]:
+    """A registry's repository, for what only registries do."""
+    with faulty_proxy.proxied(registry) as proxy:
+        yield Place("oci", f"oci://{proxy.netloc}/tests/{secrets.token_hex(8)}", proxy)

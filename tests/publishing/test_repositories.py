@@ -10,6 +10,7 @@ import pytest
 from faulty_proxy import Fault
 from modelport import artifacts
 from modelport.artifacts import release
+from modelport.destinations import Reference, open_repository
 from modelport.errors import DestinationUnreachable, DigestMismatch, TagMoved, UsageError
 from modelport.pipeline.publishing import Gate, publish, pull
 
@@ -91,6 +92,92 @@ def test_sixteen_publishers_end_in_one_consistent_state(place, variant, tmp_path
     if place.kind == "file":
         entries = sorted(p.name for p in (place.data / "tags" / "shared").iterdir())
         assert entries == [f"{i:08}" for i in range(1, 17)], "each moved the tag exactly once"
+
+
+def test_sixteen_publishers_that_expect_nothing_there(place, variant, tmp_path):
+    roots = [variant(f"n{i}") for i in range(16)]
+    lost: list[BaseException] = []
+    won: list[str] = []
+
+    def one(root: Path) -> None:
+        try:
+            won.append(publish(root, f"{place.url}:shared", ANY, expected="none").digest)
+        except BaseException as error:  # noqa: BLE001 - shown by the test
+            lost.append(error)
+
+    threads = [threading.Thread(target=one, args=(root,)) for root in roots]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {type(error) for error in lost} == {TagMoved}
+    assert pull(f"{place.url}:shared", tmp_path / "pulled").digest in won
+    if place.kind != "oci":  # where the swap is one step; a registry can be overtaken unseen
+        assert len(won) == 1
+
+
+def test_an_answer_that_was_lost_is_no_conflict(place, proven, monkeypatch):
+    """The tag was moved, but the connection broke before that was told."""
+    repository = type(open_repository(Reference.parse(place.url)))
+    real, told = repository.point, []
+
+    def point(self, *arguments):
+        head = real(self, *arguments)
+        if not told:
+            told.append(head)
+            raise ConnectionResetError
+        return head
+
+    monkeypatch.setattr(repository, "point", point)
+    assert publish(proven, place.url, expected="none").digest == told[0].digest
+
+
+def test_a_registry_is_asked_to_swap(tags, proven, variant, monkeypatch):
+    """Debian's registry ignores the condition; one that honours it answers 412."""
+    seen: list[tuple[str, str]] = []
+    real = open_repository(Reference.parse(tags.url))
+    put = type(real)._put
+
+    def watched(self, name, manifest, condition):
+        seen.extend(condition.items())
+        put(self, name, manifest, condition)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(real), "_put", watched)
+        first = publish(proven, tags.url)
+        publish(variant("b"), tags.url, ANY)
+    assert seen == [("If-None-Match", "*"), ("If-Match", f'"{first.digest}"')]
+    lost = Fault("status", "PUT", "manifests/latest", times=1, code=412)
+    tags.proxy.faults = [lost]
+    publish(variant("c"), tags.url, ANY)
+    assert lost.struck == 1, "tried again from where the tag is now"
+    tags.proxy.faults = [Fault("status", "PUT", "manifests/latest", times=-1, code=412)]
+    monkeypatch.setattr("modelport.destinations.transfer._RACES", 3)
+    at = pull(tags.url, proven.parent / "at").digest
+    with pytest.raises(TagMoved, match="kept moving"):
+        publish(variant("d"), tags.url, ANY, expected=at)
+
+
+def test_a_tag_of_a_registry_that_is_taken_at_the_same_moment(tags, proven, variant, tmp_path):
+    """Both saw the tag where they expected it; who wrote first is told."""
+    first = publish(proven, tags.url)
+    other = publish(variant("b"), f"{tags.url}:other", ANY)
+    kind = type(open_repository(Reference.parse(tags.url)))
+    put = kind._put
+
+    def overtaken(self, name, manifest, condition):
+        put(self, name, manifest, condition)
+        if name == "latest":
+            put(self, name, theirs, {})
+
+    theirs = open_repository(Reference.parse(tags.url))._manifest("other").data
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "_put", overtaken)
+        with pytest.raises(TagMoved, match="at the same moment") as caught:
+            publish(variant("c"), tags.url, ANY, expected=first.digest)
+    assert pull(tags.url, tmp_path / "theirs").digest == other.digest
+    ours = caught.value.allowed
+    assert pull(f"{tags.url}@{ours}", tmp_path / "ours").digest == ours
 
 
 @pytest.fixture
