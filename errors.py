@@ -4,6 +4,7 @@
     ├── UsageError                  2   what was asked for cannot be done as asked
     │   ├── SpecError               2   feeds do not match a model's inputs
     │   ├── CheckpointError         2   the checkpoint is damaged, incomplete or of another kind
+    │   ├── OpsetTooLow             2   a transform needs operators of a higher opset
     │   ├── DestinationExists       2   the output directory is taken
     │   └── TagMoved                2   someone else published under the tag meanwhile
     ├── ExportError                 1   no strategy produced a graph that opens
@@ -67,6 +68,24 @@ class SpecError(UsageError):
 
 class CheckpointError(UsageError):
     """A checkpoint that is truncated, lacks a shard or a tensor, or holds NaN or infinity."""
+
+
+class OpsetTooLow(UsageError):
+    """The graph's opset lacks what a transform writes; ``--opset auto`` raises it by itself.
+
+    Attributes:
+        needed: the lowest opset that will do; 0 where only the message tells.
+    """
+
+    def __init__(
+        self, found: str, *, needed: int = 0, allowed: str = "", hint: str = ""
+    ) -> None:
+        self.needed = needed
+        super().__init__(
+            found,
+            allowed=allowed or f"opset {needed} or higher",
+            hint=hint or f"--opset {needed}, or --opset auto",
+        )
 
 
 class DestinationExists(UsageError):

@@ -74,12 +74,17 @@ def _export_command(name: str) -> click.Command:
 def _option(field: dataclasses.Field[Any]) -> Callable[[Command], Command]:
     """A command-line option from one field of an exporter's options."""
     choices = field.metadata.get("choices")
-    plain = {"int": int, "bool": bool}.get(str(field.type), str)
+    plain = {"int": int, "bool": bool, "int | str": number_or_word}.get(str(field.type), str)
     kind = click.Choice(choices) if choices else plain
     name = "--" + field.name.replace("_", "-")
     flag: dict[str, Any] = {"is_flag": True} if plain is bool else {"type": kind}
     return click.option(name, field.name, default=field.default, show_default=True,
                         help=field.metadata.get("help", ""), **flag)
+
+
+def number_or_word(given: int | str) -> int | str:
+    """``17`` as a number; ``auto``, or whatever the exporter will refuse, as it is."""
+    return int(given) if str(given).isdecimal() else given
 
 
 def artifact_and_report(artifact: Any, *, reports: bool) -> Any:

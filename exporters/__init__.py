@@ -115,6 +115,10 @@ class Exporter(ABC, Generic[Options]):
         """Transforms that lead from :meth:`base` to what was asked for, in order."""
         return ()
 
+    def raised(self, options: Options, opset: int) -> Options | None:
+        """The same options at a higher opset; None where they leave no room for one."""
+        return None
+
     def attention(self, options: Options) -> Attention:
         """The attention implementation that the format can express."""
         return "sdpa"

@@ -6,13 +6,14 @@ the artifact's, tensor by tensor or by a file-level copy, and the graph refers t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..artifacts import Component
-from ..errors import ClaimError, ExportError, UsageError
+from ..errors import ClaimError, ExportError, OpsetTooLow, UsageError
 from ..spec import ModelSpec, TensorSpec
 from . import Derivation, Exporter, Written
 
@@ -23,18 +24,23 @@ if TYPE_CHECKING:
     from ..checkpoints.model import Attention, LoadedModel
 
 OPSETS = range(11, 26)
+DEFAULT_OPSET = 17
 DYNAMO_MIN_OPSET = 17
 SDPA_MIN_OPSET = 14
 BF16_MIN_OPSET = 13
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 GRAPH = "model.onnx"
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxOptions:
     """What can be asked of an ONNX artifact."""
 
-    opset: int = field(default=17, metadata={"help": "ONNX operator set, 11 to 25"})
+    opset: int | str = field(
+        default=DEFAULT_OPSET,
+        metadata={"help": "ONNX operator set, 11 to 25; auto: 17 or what the rest needs"},
+    )
     optimize: str = field(
         default="none",
         metadata={
@@ -56,8 +62,9 @@ class OnnxOptions:
     quantize: str = field(
         default="none",
         metadata={
-            "help": "int8 weights and activations",
-            "choices": ("none", "int8-dynamic", "int8-static", "int8-symmetric"),
+            "help": "int8 weights and activations; or weights alone, for ONNX Runtime",
+            "choices": ("none", "int8-dynamic", "int8-static", "int8-symmetric", "int8-weights",
+                        "int4-weights"),
         },
     )
     calibration: str = field(
@@ -82,32 +89,38 @@ class OnnxExporter(Exporter[OnnxOptions]):
 
     def check(self, options: OnnxOptions) -> None:
         lowest, highest = OPSETS[0], OPSETS[-1]
-        if options.opset not in OPSETS:
+        if isinstance(options.opset, str) and options.opset != AUTO:
+            raise UsageError(f"opset {options.opset!r} is no number",
+                             allowed=f"{lowest} to {highest}, or {AUTO}")
+        opset = chosen_opset(options)
+        if opset not in OPSETS:
             raise UsageError(
-                f"opset {options.opset} is not supported",
+                f"opset {opset} is not supported",
                 allowed=f"{lowest} to {highest}",
-                hint=f"--opset {max(lowest, min(options.opset, highest))}",
+                hint=f"--opset {max(lowest, min(opset, highest))}",
             )
-        if options.strategy == "dynamo" and options.opset < DYNAMO_MIN_OPSET:
+        if options.strategy == "dynamo" and opset < DYNAMO_MIN_OPSET:
             raise UsageError(
-                f"strategy dynamo cannot write opset {options.opset}; torch would write 18 instead",
+                f"strategy dynamo cannot write opset {opset}; torch would write 18 instead",
                 allowed=f"{DYNAMO_MIN_OPSET} to {highest} with dynamo, any with trace",
-                hint="--strategy trace",
+                hint="--strategy trace, or --opset auto",
             )
-        if options.dtype == "bf16" and options.opset < BF16_MIN_OPSET:
-            raise UsageError(
-                f"opset {options.opset} has no bfloat16 arithmetic",
+        if options.dtype == "bf16" and opset < BF16_MIN_OPSET:
+            raise OpsetTooLow(
+                f"opset {opset} has no bfloat16 arithmetic",
+                needed=BF16_MIN_OPSET,
                 allowed=f"{BF16_MIN_OPSET} to {highest} with bf16",
-                hint=f"--opset {SDPA_MIN_OPSET}, or --dtype fp16",
+                hint=f"--opset {SDPA_MIN_OPSET}, --opset auto, or --dtype fp16",
             )
 
         lowest_static = 13  # DequantizeLinear by channel
         static = options.quantize in ("int8-static", "int8-symmetric")
-        if static and options.opset < lowest_static:
-            raise UsageError(
-                f"opset {options.opset} cannot express {options.quantize}",
+        if static and opset < lowest_static:
+            raise OpsetTooLow(
+                f"opset {opset} cannot express {options.quantize}",
+                needed=lowest_static,
                 allowed=f"{lowest_static} to {highest}; int8-dynamic at any",
-                hint=f"--opset {lowest_static}, or --quantize int8-dynamic",
+                hint=f"--opset {lowest_static}, --opset auto, or --quantize int8-dynamic",
             )
         if options.quantize != "none" and options.dtype != "fp32":
             raise UsageError(
@@ -116,7 +129,13 @@ class OnnxExporter(Exporter[OnnxOptions]):
             )
 
     def base(self, options: OnnxOptions) -> OnnxOptions:
-        return replace(options, optimize="none", dtype="fp32", quantize="none")
+        return replace(options, opset=chosen_opset(options), optimize="none", dtype="fp32",
+                       quantize="none")
+
+    def raised(self, options: OnnxOptions, opset: int) -> OnnxOptions | None:
+        if options.opset != AUTO or not chosen_opset(options) < opset <= OPSETS[-1]:
+            return None
+        return replace(options, opset=opset)
 
     def derivations(self, options: OnnxOptions) -> tuple[Derivation, ...]:
         steps = []
@@ -140,11 +159,11 @@ class OnnxExporter(Exporter[OnnxOptions]):
     def strategies(self, options: OnnxOptions) -> tuple[str, ...]:
         if options.strategy != "auto":
             return (options.strategy,)
-        return ("trace", "dynamo") if options.opset >= DYNAMO_MIN_OPSET else ("trace",)
+        return ("trace", "dynamo") if chosen_opset(options) >= DYNAMO_MIN_OPSET else ("trace",)
 
     def attention(self, options: OnnxOptions) -> Attention:
         # Scaled dot-product attention has no translation below opset 14.
-        return "sdpa" if options.opset >= SDPA_MIN_OPSET else "eager"
+        return "sdpa" if chosen_opset(options) >= SDPA_MIN_OPSET else "eager"
 
     def export(
         self,
@@ -160,7 +179,7 @@ class OnnxExporter(Exporter[OnnxOptions]):
         capture = {"trace": _onnx_capture.by_trace, "dynamo": _onnx_capture.by_dynamo}[strategy]
         graphs = {}
         for file, part in _graphs(model).items():
-            graph = capture(part, options.opset)
+            graph = capture(part, chosen_opset(options))
             _require_dynamic(graph, part.spec)
             _bind_weights(graph, part)
             _tidy(graph, part.spec)
@@ -182,12 +201,13 @@ class OnnxExporter(Exporter[OnnxOptions]):
 
         found = onnx_files.describe(file)
         opset = found.opsets.get("")
-        if opset != options.opset:
+        if opset != chosen_opset(options):
             raise ClaimError(f"the file has opset {opset}", allowed=str(options.opset))
+        facts = {}
         if options.quantize == "none":
             _claimed_dtype(found.weight_bytes, DTYPES[options.dtype])
-        elif not found.weight_bytes.get("int8"):
-            raise ClaimError("the file has no int8 weights", allowed="some of them in int8")
+        else:
+            facts["quantised_products"] = _claimed_quantised(file, options.quantize)
         spec = ModelSpec(
             _claimed("input", model.spec.inputs, found.inputs),
             _claimed("output", model.spec.outputs, found.outputs),
@@ -200,8 +220,14 @@ class OnnxExporter(Exporter[OnnxOptions]):
                 "ir_version": found.ir_version,
                 "nodes": found.nodes,
                 "weight_bytes": dict(found.weight_bytes),
+                **facts,
             },
         )
+
+
+def chosen_opset(options: OnnxOptions) -> int:
+    """The opset to write; ``auto`` is the default until something needs a higher one."""
+    return DEFAULT_OPSET if options.opset == AUTO else int(options.opset)
 
 
 def component_file(name: str) -> str:
@@ -328,6 +354,32 @@ def _claimed_dtype(found: Mapping[str, int], dtype: str) -> None:
     if floats and max(floats, key=lambda name: floats[name]) != dtype:
         shares = ", ".join(f"{size} bytes {name}" for name, size in floats.items())
         raise ClaimError(f"the file's weights are {shares}", allowed=f"{dtype} for most of them")
+
+
+def _claimed_quantised(file: Path, scheme: str) -> dict[str, int]:
+    """How many products with a weight the file has, by how the weight is stored.
+
+    Raises:
+        ClaimError: none is quantised in the way that was asked for.
+    """
+    from ..artifacts import onnx_files
+
+    found: Counter[str] = Counter()
+    for node in onnx_files.load(file).graph:
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        if node.op_type == "MatMulNBits":
+            found[f"int{node.attributes['bits'].value}-weights"] += 1
+        elif node.op_type == "MatMulInteger":
+            found["int8-dynamic"] += 1
+        elif node.op_type == "MatMul" and weight is not None:
+            producer = weight.producer()
+            if producer is not None and producer.op_type == "DequantizeLinear":
+                found["int8-static"] += 1
+    wanted = "int8-static" if scheme == "int8-symmetric" else scheme
+    if not found[wanted]:
+        shown = ", ".join(f"{count} {name}" for name, count in found.items()) or "none"
+        raise ClaimError(f"the file's quantised products are {shown}", allowed=wanted)
+    return dict(sorted(found.items()))
 
 
 EXPORTER = OnnxExporter()

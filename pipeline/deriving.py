@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 MOST_KEPT = 16
 """Layers left in float32 before giving up on a budget."""
 
+FOUR_BITS = validate.EffectBudget(sqnr_db=10.0, agreement=0.95, agreement_low=0.93)
+"""4 bits leave a layer alone about 20 dB, and a dozen in a row half of that; the usual 20 dB at the
+end of the model would turn nearly every layer back into 8."""
+
 UNKNOWN = 0.2
 """Share of unknown tokens at which a calibration text is in the wrong language."""
 
@@ -121,7 +125,9 @@ def _holds(
 def budget_of(options: Mapping[str, Any]) -> validate.EffectBudget:
     """The budget an artifact was made under; the default where its options name none."""
     text = str(options.get("budget") or "")
-    return validate.read_budget(text) if text else validate.EffectBudget()
+    if text:
+        return validate.read_budget(text)
+    return FOUR_BITS if options.get("quantize") == "int4-weights" else validate.EffectBudget()
 
 
 def text_cases(spec: ModelSpec, root: Path) -> tuple[validate.Case, ...]:

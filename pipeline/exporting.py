@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import artifacts, errors, exporters, transforms
-from ..errors import ClaimError, ExportError, ModelportError, ParityError, UsageError
+from ..errors import (
+    ClaimError,
+    ExportError,
+    ModelportError,
+    OpsetTooLow,
+    ParityError,
+    UsageError,
+)
 from ..exporters import NOTIFY
 from . import deriving
 
@@ -67,11 +74,22 @@ def export(
         _require_fitting(exporter, model)
         parent = stack.enter_context(_parent(exporter, request, output, options, validate, notify))
         attempts: list[Attempt] = []
-        for strategy in exporter.strategies(options):
+        strategies = list(exporter.strategies(options))
+        while strategies:
+            strategy = strategies.pop(0)
             _empty(staging.root)
-            attempt = _attempt(
-                exporter, model, staging.root, options, strategy, attempts, validate, notify, parent
-            )
+            try:
+                attempt = _attempt(exporter, model, staging.root, options, strategy, attempts,
+                                   validate, notify, parent)
+            except OpsetTooLow as error:
+                raised = exporter.raised(options, error.needed)
+                if raised is None:
+                    raise
+                reason = f"{error.found}: raised to {error.needed}"
+                attempts.append(artifacts.Attempt(strategy, "failed", reason))
+                options, strategies = raised, list(exporter.strategies(raised))
+                model = _load(checkpoint, exporter.attention(options))
+                continue
             attempts.append(attempt)
             if attempt.outcome == "kept":
                 return artifacts.read(staging.commit())

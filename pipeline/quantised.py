@@ -17,17 +17,18 @@ if TYPE_CHECKING:
 
     from ..session import Session
 
-PRECISIONS = ("int8-dynamic", "int8-static", "int8-symmetric")
+PRECISIONS = ("int8-dynamic", "int8-static", "int8-symmetric", "int8-weights", "int4-weights")
 
 
 def fake(
     opener: Callable[[], Session], facts: Mapping[str, Any], *, rounded_inputs: bool
 ) -> Callable[[], Session]:
-    """Opens the original with the layers that ``facts`` lists as quantised rounded to int8.
+    """Opens the original with the layers that ``facts`` lists as quantised rounded alike.
 
     Weights: symmetric, 127 levels, a step for each output channel. Inputs: asymmetric, 256
     levels; the range is that of the input at hand (ONNX, DynamicQuantizeLinear) or the one that
-    calibration found.
+    calibration found. Layers with a block: weights in ``bits``, a step for each block of inputs
+    that turns its largest magnitude into the lowest level; inputs symmetric, 127 levels, by block.
     """
 
     def opened() -> Session:
@@ -36,10 +37,15 @@ def fake(
         ranges = facts.get("ranges", {})
         for name, layer in facts["layers"].items():
             if not layer["kept"]:
+                block = layer.get("block")
+                hook = _blockwise(block) if block else _rounding(ranges.get(name))
                 for owner in _owners(module, name):
-                    _round(owner, layer["transposed"])
+                    if block:
+                        _round_blocks(owner, layer["transposed"], layer["bits"], block)
+                    else:
+                        _round(owner, layer["transposed"])
                     if rounded_inputs:
-                        owner.register_forward_pre_hook(_rounding(ranges.get(name)))
+                        owner.register_forward_pre_hook(hook)
         return session
 
     return opened
@@ -72,6 +78,40 @@ def _round(owner: torch.nn.Module, transposed: bool) -> None:
     step = torch.where(step > 0, step, torch.ones_like(step))
     rounded = (real / step).round().clamp(-127, 127).to(weight.dtype) * step.to(weight.dtype)
     owner.weight = torch.nn.Parameter(rounded, requires_grad=False)
+
+
+def _round_blocks(owner: torch.nn.Module, transposed: bool, bits: int, block: int) -> None:
+    import torch
+
+    weight = owner.weight
+    assert isinstance(weight, torch.Tensor)
+    real = weight.detach().float()
+    rows = real if transposed else real.T
+    lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    made = torch.empty_like(rows, dtype=weight.dtype)
+    for start in range(0, rows.shape[1], block):
+        part = rows[:, start : start + block]
+        step = part.gather(1, part.abs().argmax(dim=1, keepdim=True)) / lowest
+        step = torch.where(step != 0, step, torch.ones_like(step))
+        levels = (part / step).round().clamp(lowest, highest)
+        made[:, start : start + block] = levels.to(weight.dtype) * step.to(weight.dtype)
+    kept = made if transposed else made.T.contiguous()
+    owner.weight = torch.nn.Parameter(kept, requires_grad=False)
+
+
+def _blockwise(block: int) -> Callable[..., tuple[torch.Tensor, ...]]:
+    import torch
+
+    def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        x, *rest = inputs
+        parts = []
+        for part in x.split(block, dim=-1):
+            step = part.abs().amax(dim=-1, keepdim=True) / 127
+            step = torch.where(step > 0, step, torch.ones_like(step))
+            parts.append((part / step).round() * step)
+        return (torch.cat(parts, dim=-1), *rest)
+
+    return hook
 
 
 def _rounding(limits: tuple[float, float] | None) -> Callable[..., tuple[torch.Tensor, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 
     import numpy as np
     import onnx_ir as ir
+
+
+Ends = tuple[float, float]
+Rounded = Callable[["Layer", "np.ndarray", Ends], tuple["np.ndarray", "np.ndarray"]]
+"""From a layer, rows of its input and the ends of their range: input and weight as quantised."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,15 +147,17 @@ def noise(
     model: ir.Model,
     found: Sequence[Layer],
     samples: Sequence[Mapping[str, np.ndarray]],
+    rounded: Rounded,
     *,
-    levels: int = 127,
     rows: int = 256,
     group: int = 8,
 ) -> dict[str, float]:
     """Signal-to-quantisation-noise ratio in dB of each layer alone, by weight name.
 
-    Weights in int8 by channel, activations in uint8 as DynamicQuantizeLinear does, on ``rows``
-    rows of each sample; a few layers' inputs at a time, so that memory stays bounded.
+    On ``rows`` rows of each sample; a few layers' inputs at a time, so that memory stays bounded.
+
+    Args:
+        rounded: the layer's input and weight once both are quantised.
     """
     import numpy as np
 
@@ -164,9 +172,13 @@ def noise(
             by_value = dict(zip(part, arrays, strict=True))
             for layer in wanted:
                 x = by_value[layer.activation]
-                exact, rounded = _pair(layer, x, levels, rows)
+                flat = x.reshape(-1, x.shape[-1])
+                flat = flat[:: max(1, len(flat) // rows)]
+                ends = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+                exact = _product(flat, layer.tensor, layer.transposed)
+                grid, weight = rounded(layer, flat, ends)
                 signal[layer] += float(np.sum(np.square(exact, dtype=np.float64)))
-                error[layer] += float(np.sum(np.square(exact - rounded, dtype=np.float64)))
+                error[layer] += float(np.sum(np.square(exact - grid @ weight, dtype=np.float64)))
         for layer in wanted:
             ratio = signal[layer] / error[layer] if error[layer] > 0 else float("inf")
             decibels = 10 * math.log10(ratio) if ratio > 0 else float("-inf")
@@ -174,19 +186,22 @@ def noise(
     return result
 
 
-def _pair(
-    layer: Layer, x: np.ndarray, levels: int, rows: int
+def by_channel(
+    layer: Layer, flat: np.ndarray, ends: Ends
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A layer's product in float32, and as it is once weight and activation are rounded."""
+    """Activations in uint8 as DynamicQuantizeLinear has them, weights in int8 by channel."""
     import numpy as np
 
-    steps = scales(layer, levels)
-    weight = np.asarray(layer.tensor.numpy(), np.float32)
-    weight = weight.T if layer.transposed else weight
-    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    steps = scales(layer)
+    low, high = ends
     step = (high - low) / 255 or 1.0
     zero = round(-low / step)
-    flat = x.reshape(-1, x.shape[-1])
-    flat = flat[:: max(1, len(flat) // rows)]
     grid = (np.clip(np.rint(flat / step) + zero, 0, 255) - zero) * np.float32(step)
-    return flat @ weight, grid @ (quantised(layer, steps, levels) * steps)
+    return grid, quantised(layer, steps) * steps
+
+
+def _product(flat: np.ndarray, tensor: ir.TensorProtocol, transposed: bool) -> np.ndarray:
+    import numpy as np
+
+    weight = np.asarray(tensor.numpy(), np.float32)
+    return np.asarray(flat @ (weight.T if transposed else weight))

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..errors import OpsetTooLow, UsageError
 from . import Transform, TransformResult, _graph
 
 if TYPE_CHECKING:
@@ -124,10 +124,10 @@ def _require_opset(model: ir.Model, dtype: str) -> None:
         needed = max(needed, next(
             (v for v in range(version + 1, latest + 1) if _typed(node, dtype, v)), latest + 1))
     if lacking:
-        raise UsageError(
+        raise OpsetTooLow(
             f"{', '.join(sorted(lacking))} of opset {version} have no {dtype}",
+            needed=needed,
             allowed=f"opset {needed} or higher for {dtype}; float16 at any",
-            hint=f"--opset {needed}",
         )
 
 

@@ -1,21 +1,25 @@
-"""int8 weights by output channel, with activations rounded at run time or by calibration.
+"""int8 weights by output channel, with activations rounded at run time or by calibration; or the
+weights alone, in int8 or int4 by block.
 
 ``int8-dynamic``: DynamicQuantizeLinear and MatMulInteger, standard operators from opset 11.
 ``int8-static``: QuantizeLinear and DequantizeLinear around each product (QDQ), which ONNX Runtime
 and OpenVINO read alike; ranges come from samples.
 ``int8-symmetric``: the same with activations in int8 around 0, which TensorRT reads too.
+``int8-weights``, ``int4-weights``: MatMulNBits, an operator of ONNX Runtime, for products with a
+few rows, which wait for memory; the noisiest layers of ``int4-weights`` take 8 bits.
 
 Written here because ONNX Runtime's quantizer loads every weight: this one holds a single matrix.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
-from . import Transform, TransformResult, _graph
+from ..errors import OpsetTooLow, UsageError
+from . import Transform, TransformResult, _blockwise, _graph
 from ._calibration import ranges
-from ._layers import Layer, layers, noise, quantised, scales
+from ._layers import Layer, by_channel, layers, noise, quantised, scales
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -24,9 +28,13 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 SYMMETRIC = "int8-symmetric"
-SCHEMES = ("int8-dynamic", "int8-static", SYMMETRIC)
+WEIGHTS = {"int8-weights": 8, "int4-weights": 4}
+"""Bits of the schemes that quantise weights alone."""
+
+SCHEMES = ("int8-dynamic", "int8-static", SYMMETRIC, *WEIGHTS)
 MIN_OPSET = {"int8-dynamic": 11, "int8-static": 13, SYMMETRIC: 13}
-"""DynamicQuantizeLinear came with opset 11, DequantizeLinear by channel with 13."""
+"""DynamicQuantizeLinear came with opset 11, DequantizeLinear by channel with 13; MatMulNBits is
+outside the standard."""
 
 FLOOR_DB = 8.0
 """A layer noisier than this alone, in dB of SQNR, stays in float32 whatever the budget."""
@@ -55,31 +63,34 @@ class Quantize(Transform):
             raise UsageError("there are no samples to measure layers on",
                              hint="texts to calibrate with, one a line")
         _graph.refuse_quantised(model, "quantize")
-        lowest, version = MIN_OPSET[scheme], _graph.opset(model)
+        lowest, version = MIN_OPSET.get(scheme, 0), _graph.opset(model)
         if version < lowest:
-            raise UsageError(f"opset {version} cannot express {scheme}",
-                             allowed=f"opset {lowest} or higher", hint=f"--opset {lowest}")
+            raise OpsetTooLow(f"opset {version} cannot express {scheme}", needed=lowest)
         _graph.lift_constants(model)
         _graph.infer_types(model)
         found = layers(model)
         if not found:
             raise UsageError("the graph has no product with a constant matrix to quantise")
         before = _graph.count(model)
-        measured = noise(model, found, samples)
+        bits = WEIGHTS.get(scheme)
+        measured = noise(model, found, samples, partial(_blocks, bits=bits) if bits else by_channel)
         kept = _kept(measured, int(options.get("keep", 0)))
+        finer = kept if bits == 4 else set()
+        kept = kept - finer
         chosen = [layer for layer in found if layer.name not in kept]
         if not chosen:
             raise UsageError("every layer is too sensitive to be quantised",
                              hint="--dtype fp16, or a wider --budget")
         limits: dict[str, tuple[float, float]] = {}
-        if scheme != "int8-dynamic":
+        if scheme in ("int8-static", SYMMETRIC):
             values = [layer.activation for layer in chosen]
             method = str(options.get("calibration", "minmax"))
             limits = {v.name or "": r for v, r in ranges(model, values, samples, method).items()}
             if scheme == SYMMETRIC:
                 limits = {name: _symmetric(*ends) for name, ends in limits.items()}
         read = {layer.name: layer.activation.name or "" for layer in chosen}
-        write = _writer(model, scheme, limits)
+        widths = {layer.name: 8 if layer.name in finer else bits for layer in chosen if bits}
+        write = _writer(model, scheme, limits, widths)
         stored = {layer.name: (int(layer.tensor.nbytes), write(layer)) for layer in chosen}
         _drop_unused(model)
         notes = {
@@ -93,13 +104,25 @@ class Quantize(Transform):
                     "sqnr_db": round(min(measured[layer.name], 999.0), 2),
                     "transposed": layer.transposed,
                     "kept": layer.name in kept,
+                    **_blocked(widths.get(layer.name)),
                 }
                 for layer in found
             },
         }
         if limits:
             notes["ranges"] = {name: list(limits[value]) for name, value in read.items()}
-        return TransformResult(model, True, notes, precision=scheme)
+        target = {"runtime": "onnxruntime"} if bits else {}
+        return TransformResult(model, True, notes, target, precision=scheme)
+
+
+def _blocks(
+    layer: Layer, flat: np.ndarray, _: tuple[float, float], *, bits: int
+) -> tuple[np.ndarray, np.ndarray]:
+    return _blockwise.inputs(flat, bits), _blockwise.rounded(layer, bits)
+
+
+def _blocked(bits: int | None) -> dict[str, int]:
+    return {} if bits is None else {"bits": bits, "block": _blockwise.BLOCK[bits]}
 
 
 def _kept(measured: Mapping[str, float], count: int) -> set[str]:
@@ -109,9 +132,14 @@ def _kept(measured: Mapping[str, float], count: int) -> set[str]:
 
 
 def _writer(
-    model: ir.Model, scheme: str, limits: Mapping[str, tuple[float, float]]
+    model: ir.Model,
+    scheme: str,
+    limits: Mapping[str, tuple[float, float]],
+    bits: Mapping[str, int],
 ) -> Callable[[Layer], int]:
     """What replaces one layer and returns the bytes its matrix takes now."""
+    if bits:
+        return _Blockwise(model, bits).write
     if scheme == "int8-dynamic":
         return _Dynamic(model).write
     return _Static(model, limits, signed=scheme == SYMMETRIC).write
@@ -193,6 +221,47 @@ class _Static:
         return dq.outputs[0]
 
 
+class _Blockwise:
+    """MatMulNBits, which reads the weight packed and rounds what it is multiplied with."""
+
+    def __init__(self, model: ir.Model, bits: Mapping[str, int]) -> None:
+        self._model = model
+        self._bits = bits
+        model.graph.opset_imports.setdefault("com.microsoft", 1)
+
+    def write(self, layer: Layer) -> int:
+        bits = self._bits[layer.name]
+        shape = _blockwise.blob(layer, bits)
+        source = detached(layer)
+        weight = self._computed(f"{layer.name}:int{bits}", dtype="UINT8", shape=shape,
+                                make=lambda: _blockwise.packed(source, bits))
+        scale = self._computed(f"{layer.name}:scale", dtype="FLOAT", shape=shape[:2],
+                               make=lambda: _blockwise.steps(source, bits))
+        product = insert(
+            layer.node, "MatMulNBits", [layer.activation, weight, scale],
+            {"K": layer.inputs, "N": layer.outputs, "bits": bits,
+             "block_size": _blockwise.BLOCK[bits], "accuracy_level": _blockwise.ACCURACY},
+            name=f"{layer.name}:product", domain="com.microsoft")
+        replace(layer, product)
+        return _nbytes(weight, scale)
+
+    def _computed(
+        self, name: str, dtype: str, shape: tuple[int, ...], make: Callable[[], np.ndarray]
+    ) -> ir.Value:
+        """An initializer that is computed when it is written, or the one of that name."""
+        import onnx_ir as ir
+
+        if name in self._model.graph.initializers:
+            return self._model.graph.initializers[name]
+        kind = ir.DataType[dtype]
+        tensor = ir.LazyTensor(lambda: ir.tensor(make(), name=name), dtype=kind,
+                               shape=ir.Shape(shape), name=name)
+        value = ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(shape),
+                         const_value=tensor)
+        self._model.graph.register_initializer(value)
+        return value
+
+
 def store(model: ir.Model, layer: Layer) -> tuple[ir.Value, ir.Value]:
     """Initializers for a layer's int8 matrix, computed when written, and its scales."""
     import onnx_ir as ir
@@ -202,20 +271,21 @@ def store(model: ir.Model, layer: Layer) -> tuple[ir.Value, ir.Value]:
     known = model.graph.initializers.get(name)
     if known is not None:
         return known, model.graph.initializers[f"{layer.name}:scale"]
+    source = detached(layer)
     tensor = ir.LazyTensor(
-        lambda: ir.tensor(quantised(layer_of(layer), steps), name=name),
+        lambda: ir.tensor(quantised(source, steps), name=name),
         dtype=ir.DataType.INT8, shape=ir.Shape((layer.inputs, layer.outputs)), name=name)
-    source = layer.tensor
-
-    def layer_of(original: Layer) -> Layer:
-        # The graph drops the float weight; its bytes are still where they were.
-        value = ir.Value(name=original.name, const_value=source)
-        return Layer(original.node, value, original.transposed)
-
     weight = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT8),
                       shape=ir.Shape((layer.inputs, layer.outputs)), const_value=tensor)
     model.graph.register_initializer(weight)
     return weight, constant(model, f"{layer.name}:scale", steps)
+
+
+def detached(layer: Layer) -> Layer:
+    """The layer with a weight that the graph cannot drop: its bytes are still where they were."""
+    import onnx_ir as ir
+
+    return Layer(layer.node, ir.Value(name=layer.name, const_value=layer.tensor), layer.transposed)
 
 
 def constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
@@ -269,7 +339,6 @@ def insert(
         value.name = name if not index else f"{name}.{index}"
     graph.insert_before(before, node)
     return node
-
 
 
 def _zeros(count: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from modelport import artifacts, checkpoints, exporters, pipeline, transforms
 from modelport.artifacts import Artifact, onnx_files
-from modelport.errors import ClaimError, UsageError
+from modelport.errors import ClaimError, OpsetTooLow, UsageError
 from modelport.exporters import Derivation
 from modelport.exporters.onnx import OnnxOptions
 from modelport.pipeline import deriving
@@ -35,7 +35,9 @@ def with_proven_parent(artifact: Artifact) -> Artifact:
 
 @pytest.mark.parametrize("options", [
     {"dtype": "fp16"}, {"dtype": "bf16", "opset": 14}, {"quantize": "int8-dynamic"},
-    {"quantize": "int8-static"}, {"optimize": "simplify", "dtype": "fp16", "opset": 11},
+    {"quantize": "int8-static"}, {"quantize": "int8-weights"},
+    {"quantize": "int4-weights", "opset": 11},
+    {"optimize": "simplify", "dtype": "fp16", "opset": 11},
 ], ids=str)
 def test_reduced_precision_passes_its_gates(
     options: dict[str, object], tiny: Callable[..., Path], tmp_path: Path
@@ -63,7 +65,8 @@ def test_without_a_proven_parent_nothing_passes(
     ({"dtype": "fp16"}, "model.bert.encoder.layer.1.output.dense.weight", 1.2),
     ({"quantize": "int8-dynamic"}, "model.bert.encoder.layer.1.output.dense.weight:scale", 4.0),
     ({"quantize": "int8-static"}, "model.bert.encoder.layer.0.output.dense.weight:scale", 4.0),
-], ids=["fp16", "dynamic", "static"])
+    ({"quantize": "int4-weights"}, "model.bert.encoder.layer.0.output.dense.weight:scale", 2.0),
+], ids=["fp16", "dynamic", "static", "weights"])
 def test_a_wrong_weight_is_rejected(
     options: dict[str, object], name: str, change: float, tiny: Callable[..., Path],
     tmp_path: Path,
@@ -152,3 +155,39 @@ def test_contradicting_options_are_refused() -> None:
     ):
         with pytest.raises(UsageError, match=problem):
             exporter.check(OnnxOptions(**options))
+
+
+def test_auto_raises_the_opset_where_a_transform_needs_it(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(OpsetTooLow, match="Conv of opset 17") as caught:
+        export(tiny("resnet"), tmp_path / "out", dtype="bf16")
+    assert caught.value.needed == 22
+    assert caught.value.hint == "--opset 22, or --opset auto"
+    artifact = export(tiny("resnet"), tmp_path / "out", dtype="bf16", opset="auto")
+    assert artifact.manifest.facts["opset"] == artifact.manifest.options["opset"] == 22
+    assert onnx_files.describe(artifact.root).opsets[""] == 22
+    assert [(a.outcome, "raised to 22" in a.reason) for a in artifact.manifest.attempts] == [
+        ("failed", True), ("kept", False)]
+
+
+def test_auto_is_the_default_opset_where_nothing_needs_more(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    artifact = export(tiny("bert"), tmp_path / "out", opset="auto", optimize="simplify")
+    assert artifact.manifest.options["opset"] == artifact.manifest.facts["opset"] == 17
+    with pytest.raises(UsageError, match="no number"):
+        exporters.get("onnx").check(OnnxOptions(opset="high"))
+
+
+@pytest.mark.parametrize("asked", ["int8-dynamic", "int8-static", "int8-weights", "int4-weights"])
+def test_the_scheme_is_read_from_the_file(
+    asked: str, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = export(tiny("bert"), tmp_path / "out", quantize=asked)
+    assert artifact.manifest.facts["quantised_products"][asked] > 4
+    model = checkpoints.load(checkpoints.resolve(str(tiny("bert"))))
+    other = "int8-static" if asked == "int8-dynamic" else "int8-dynamic"
+    with pytest.raises(ClaimError, match=f"{asked}"):
+        exporters.get("onnx").read_back(
+            model, artifact.root, OnnxOptions(quantize=other))

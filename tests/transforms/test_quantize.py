@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from modelport import transforms
 from modelport.artifacts import Artifact, onnx_files
 from modelport.errors import UsageError
-from modelport.transforms import _calibration, _graph, _layers
+from modelport.transforms import _blockwise, _calibration, _graph, _layers
 
 FEEDS = {"x": np.random.default_rng(1).standard_normal((5, 64), np.float32)}
 
@@ -143,10 +143,94 @@ def test_a_layer_with_an_outlier_is_found_noisy() -> None:
     spiked[0, :] = 1e4  # one large weight in each channel leaves the rest no levels
     quiet = {"x": FEEDS["x"] * (np.arange(64) > 0)}
     noisy, calm = (
-        _layers.noise(model, _layers.layers(model), [quiet])["w"]
+        _layers.noise(model, _layers.layers(model), [quiet], _layers.by_channel)["w"]
         for model in (graphs.product(spiked), graphs.product(weights()))
     )
     assert noisy < 3 < 30 < calm
+
+
+def by_blocks(x: np.ndarray, w: np.ndarray, bits: int, block: int) -> np.ndarray:
+    """x · w, both rounded block by block of the inputs as MatMulNBits means it, in float64."""
+    total = np.zeros((len(x), w.shape[1]))
+    for start in range(0, len(w), block):
+        a, b = x[:, start : start + block], w[start : start + block].astype(np.float64)
+        peak = b[np.abs(b).argmax(axis=0), np.arange(b.shape[1])]
+        step = np.where(peak == 0, 1, peak / -(2 ** (bits - 1)))
+        size = np.abs(a).max(axis=1, keepdims=True) / 127
+        grid = np.rint(np.divide(a, size, out=np.zeros_like(a), where=size > 0))
+        levels = np.clip(np.rint(b / step), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        total += (grid * size) @ (levels * step)
+    return total
+
+
+@pytest.mark.parametrize("kind", ["matmul", "transposed", "gemm"])
+@pytest.mark.parametrize(("scheme", "bits", "block"), [
+    ("int8-weights", 8, 128), ("int4-weights", 4, 32)])
+@pytest.mark.parametrize("width", [64, 200])
+def test_weights_alone_compute_what_the_operator_means(
+    kind: str, scheme: str, bits: int, block: int, width: int, tmp_path: Path
+) -> None:
+    w = weights(width)
+    x = np.random.default_rng(1).standard_normal((5, width), np.float32)
+    stored = w if kind == "matmul" else np.ascontiguousarray(w.T)
+    result = quantize(graphs.product(stored, kind=kind), scheme, samples=[{"x": x}])
+    (found,) = graphs.run(result.model, {"x": x}, tmp_path / "m")
+    bias = np.arange(48) if kind == "gemm" else 0
+    expected = by_blocks(x, w, bits, block) + bias
+    noise = np.std(x @ w + bias - expected)
+    assert np.std(found - expected) < 0.2 * noise, "not rounded like that"
+    assert result.target == {"runtime": "onnxruntime"}
+    layer = result.notes["layers"]["w"]
+    assert (layer["bits"], layer["block"], layer["kept"]) == (bits, block, False)
+    size = onnx_files.describe(tmp_path / "m").weight_bytes["uint8"]
+    assert size == 48 * -(-width // block) * block * bits // 8
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 70), st.integers(1, 7), st.booleans(),
+       st.sampled_from([4, 8]))
+def test_no_weight_alone_moves_by_more_than_a_step(
+    seed: int, rows: int, columns: int, transposed: bool, bits: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((rows, columns)).astype(np.float32) * 10.0 ** rng.integers(-20, 20)
+    w[:, 0] *= rng.integers(0, 2)
+    stored = np.ascontiguousarray(w.T) if transposed else w
+    node = ir.node("MatMul", [graphs.value("x", (1, rows)), graphs.value("w", stored.shape)])
+    layer = _layers.Layer(node, ir.Value(name="w", const_value=ir.tensor(stored)), transposed)
+    block = _blockwise.BLOCK[bits]
+    steps = np.abs(np.repeat(_blockwise.steps(layer, bits), block, axis=1)[:, :rows].T)
+    moved = np.abs(_blockwise.rounded(layer, bits) - w)
+    # The level opposite to the largest magnitude's lacks: there a whole step is lost, at most.
+    assert np.all(moved <= steps * 1.0001)
+    assert np.mean(moved <= steps * 0.5001) > 0.8
+    packed = _blockwise.packed(layer, bits)
+    levels = packed if bits == 8 else np.stack([packed & 15, packed >> 4], -1)
+    again = (levels.reshape(columns, -1)[:, :rows].T.astype(np.float32) - 2 ** (bits - 1)) * (
+        np.repeat(_blockwise.steps(layer, bits), block, axis=1)[:, :rows].T)
+    assert np.array_equal(again, _blockwise.rounded(layer, bits))
+
+
+def test_a_weight_is_packed_the_same_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for kind in ("matmul", "transposed"):
+        w = weights(200)
+        stored = w if kind == "matmul" else np.ascontiguousarray(w.T)
+        onnx_files.save(graphs.product(stored, kind=kind), tmp_path)
+        layer = _layers.layers(onnx_files.load(tmp_path))[0]
+        whole = _blockwise.packed(layer, 4), _blockwise.steps(layer, 4)
+        monkeypatch.setattr(_blockwise, "PIECE", 500)
+        parts = _blockwise.packed(layer, 4), _blockwise.steps(layer, 4)
+        monkeypatch.undo()
+        for a, b in zip(whole, parts, strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_the_noisiest_layers_of_4_bits_take_8() -> None:
+    result = quantize(graphs.product(weights()), "int4-weights", keep=1)
+    assert result.notes["layers"]["w"]["bits"] == 8
+    assert not result.notes["layers"]["w"]["kept"]
 
 
 def test_what_cannot_be_quantised_is_refused() -> None:
@@ -155,10 +239,10 @@ def test_what_cannot_be_quantised_is_refused() -> None:
         quantize(done)
     with pytest.raises(UsageError, match="opset 9") as caught:
         quantize(graphs.product(weights(), opset=9))
-    assert caught.value.hint == "--opset 11"
+    assert caught.value.hint == "--opset 11, or --opset auto"
     with pytest.raises(UsageError, match="opset 11") as caught:
         quantize(graphs.product(weights(), opset=11), "int8-static")
-    assert caught.value.hint == "--opset 13"
+    assert caught.value.hint == "--opset 13, or --opset auto"
     with pytest.raises(UsageError, match="no samples"):
         quantize(graphs.product(weights()), samples=[])
     with pytest.raises(UsageError, match="cannot quantise to int3"):
