@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test lint types demo clean slow
+.PHONY: test lint types demo clean slow article
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
@@ -25,6 +25,10 @@ demo: $(READY)
 	rm -rf out/demo
 	$(BIN)/modelport export onnx --model demo --opset 11 --output out/demo
 	$(BIN)/modelport run out/demo --text "Proof before deployment."
+
+# Hours on a CPU; goes on where it was stopped. Less: make article SENTENCES=100 RUNS=3 MINUTES=10
+article: $(READY)
+	$(BIN)/python benchmarks/article.py --sentences $(or $(SENTENCES),1000) --runs $(or $(RUNS),5) $(if $(MINUTES),--minutes $(MINUTES))
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

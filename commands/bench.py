@@ -14,20 +14,45 @@ from ..console import Output
 from ..errors import ParityError
 from ._shared import DEVICE, FILE, SETTINGS, common, percent, sizes
 
+SCENARIOS = {"single-stream": "SingleStream", "multi-stream": "MultiStream", "server": "Server",
+             "offline": "Offline"}
+BATCHINGS = ("padded", "sorted", "token-budget")
 
-@click.command(context_settings=SETTINGS)
+
+class _Bench(click.Command):
+    """``bench``, but for the one model whose optimisations have options of their own."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        from . import _combinations
+
+        if _combinations.FLAG in args:
+            return _combinations.combinations.make_context(info_name, args, *rest, **extra)
+        return super().make_context(info_name, args, *rest, **extra)
+
+
+@click.command(cls=_Bench, context_settings=SETTINGS)
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="ARTIFACT...")
 @click.option("--baseline", help="Model to compare with, run eagerly.")
 @click.option("--baseline-weights", type=click.Choice(["pretrained", "random"]),
               default="pretrained", show_default=True)
 @DEVICE
 @click.option("--runtimes", "runtime_names", help="Names, such as onnxruntime,openvino.")
-@click.option("--batch-sizes", default="1,2,4,8,16,32,64", show_default=True)
-@click.option("--seq-lens", default="16,128,384", show_default=True)
+@click.option("--batch-sizes",
+              help="Default: 1,2,4,8,16,32,64; 32 where only a corpus is measured.")
+@click.option("--seq-lens", help="Default: 16,128,384; none where only a corpus is measured.")
 @click.option("--threads", default=None, help="Thread counts, such as 1,2; default: all cores.")
-@click.option("--batching", help="Cut a corpus: padded,sorted,token-budget.")
+@click.option("--batching", help="Measure a corpus, cut like this: padded,sorted,token-budget.")
 @click.option("--corpus", type=FILE,
               help="Text, one sentence a line; default: the built-in lengths.")
+@click.option("--token-budget", type=click.IntRange(1), default=4096, show_default=True,
+              help="Most padded tokens of a batch, for token-budget.")
+@click.option("--scenario", help="Drive with MLPerf's load generator: " + ",".join(SCENARIOS) + ".")
+@click.option("--duration", type=click.FloatRange(0, min_open=True), default=60.0,
+              show_default=True, help="Seconds of a scenario.")
+@click.option("--target-rate", type=click.FloatRange(0, min_open=True), metavar="PER SECOND",
+              help="Sentences sent in scenario server; default: half of what single calls sustain.")
+@click.option("--target-latency", type=click.FloatRange(0, min_open=True), metavar="MS",
+              default=100.0, show_default=True, help="For 99 % of the answers in scenario server.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True,
               help="Fresh processes for each cell; claims need 5.")
 @click.option("--seconds", type=click.FloatRange(0), default=10.0, show_default=True,
@@ -48,7 +73,12 @@ def bench(
     output: Output, paths: tuple[Path, ...], destination: Path, self_test: bool,
     against: Path | None, max_regression: float, **chosen: Any,
 ) -> int:
-    """Measure artifacts against their source and say which one to deploy."""
+    """Measure artifacts against their source and say which one to deploy.
+
+    ``bench bark --combinations`` measures what each optimisation of Bark brings instead.
+
+    Beside artifacts, ARTIFACT may be a bare model file that somebody else made.
+    """
     from .. import pipeline
     from ..runtimes import benchmark
 
@@ -75,9 +105,9 @@ def bench(
 
 def _grid(
     *, baseline: str | None, baseline_weights: str, device: str, runtime_names: str | None,
-    batch_sizes: str, seq_lens: str, threads: str | None, batching: str | None,
-    corpus: Path | None, rounds: int, seconds: float, timeout: float,
-    memory_limit: float | None, p95: float | None,
+    batch_sizes: str | None, seq_lens: str | None, threads: str | None, batching: str | None,
+    corpus: Path | None, token_budget: int, rounds: int, seconds: float, timeout: float,
+    memory_limit: float | None, p95: float | None, **traffic: Any,
 ) -> Any:
     """What to measure, from the options of ``bench``."""
     from .. import pipeline
@@ -85,15 +115,23 @@ def _grid(
 
     names = {"runtimes": tuple(runtime_names.split(","))} if runtime_names else {}
     weights: Any = baseline_weights
+    loads = _traffic(**traffic)
+    batchings = _chosen(batching, BATCHINGS)
+    if corpus is not None and not (batchings or loads):
+        batchings = BATCHINGS
+    shapes = seq_lens is not None or not (batchings or loads)
     return pipeline.Grid(
         baseline=pipeline.ModelRequest(baseline, weights=weights) if baseline else None,
         corpus=corpus,
         sweep={
             "devices": (device,),
-            "batches": sizes(batch_sizes),
-            "sequences": sizes(seq_lens),
+            "batches": sizes(batch_sizes or "1,2,4,8,16,32,64") if shapes else (),
+            "sequences": sizes(seq_lens or "16,128,384") if shapes else (),
             "threads": sizes(threads) or (os.cpu_count() or 1,),
-            "batchings": tuple(batching.split(",")) if batching else (),
+            "batchings": batchings,
+            "corpus_batches": sizes(batch_sizes or "32"),
+            "budgets": (token_budget,),
+            "traffic": loads,
             "rounds": rounds,
             "sampling": benchmark.Sampling(seconds=seconds),
             "timeout": timeout,
@@ -102,6 +140,25 @@ def _grid(
         },
         **names,
     )
+
+
+def _traffic(
+    *, scenario: str | None, duration: float, target_rate: float | None, target_latency: float
+) -> tuple[Any, ...]:
+    from ..runtimes import benchmark
+
+    return tuple(
+        benchmark.Traffic(SCENARIOS[name], duration, rate=target_rate, limit=target_latency / 1e3)
+        for name in _chosen(scenario, tuple(SCENARIOS))
+    )
+
+
+def _chosen(text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """A comma-separated choice."""
+    found = tuple(text.split(",")) if text else ()
+    if unknown := [name for name in found if name not in known]:
+        raise click.BadParameter(f"{', '.join(unknown)} is none of {', '.join(known)}")
+    return found
 
 
 COMMAND = bench

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,9 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
+
 from .. import artifacts, checkpoints, runtimes
+from ..artifacts.digest import digests
 from ..errors import UsageError
 from ..runtimes import benchmark
+from ..spec import ModelSpec
 from .opening import open_artifact
 from .request import ModelRequest, Notify
 
@@ -52,22 +58,30 @@ def bench(
     report is kept in ``output`` and, where an artifact was measured, in the artifact.
 
     Args:
-        roots: artifacts, verified before anything runs.
+        roots: artifacts, verified before anything runs; or bare model files that somebody else
+            made, which are held to the contract of the first artifact, or else of the baseline.
 
     Raises:
         UsageError, UnsafeError: an artifact cannot be read, or its files were changed.
     """
-    measured = [artifacts.verify(root) for root in roots]
+    files = [root for root in roots if root.is_file()]
+    measured = [artifacts.verify(root) for root in roots if not root.is_file()]
     source = _baseline(grid, measured)
-    subjects = [*_of_artifacts(measured, grid.runtimes), *_of_baseline(source, grid.runtimes)]
+    contract = _contract(files, source, measured)
+    subjects = [
+        *_of_artifacts(measured, grid.runtimes),
+        *_of_files(files, contract, grid.runtimes),
+        *_of_baseline(source, grid.runtimes),
+    ]
     if not subjects:
         raise UsageError(
             f"none of the runtimes {', '.join(grid.runtimes)} opens any of these",
             allowed=", ".join(runtimes.names()),
         )
     options = dict(grid.sweep)
-    if options.get("batchings"):
-        options["corpus"] = _corpus(grid.corpus, roots)
+    if grid.corpus is not None:
+        homes = [a.root for a in measured] + ([source.root] if source else [])
+        options["corpus"] = _corpus(grid.corpus, homes, contract)
     request = benchmark.SweepRequest(
         tuple(subjects),
         output,
@@ -91,13 +105,18 @@ def open_path(
     device: str,
     options: Mapping[str, Any],
 ) -> Session:
-    """What a measured process opens: an artifact's directory, or a source as :func:`bench` spells
-    it (a JSON object with the fields of :class:`ModelRequest`, and ``dtype``)."""
+    """What a measured process opens: an artifact's directory, or what :func:`bench` spells as a
+    JSON object: a source (fields of :class:`ModelRequest`, and ``dtype``), or a bare file with its
+    ``spec``."""
     if not path_or_model.startswith("{"):
         return open_artifact(
             Path(path_or_model), runtime=runtime, device=device, options=options
         )[1]
     fields = json.loads(path_or_model)
+    if "file" in fields:
+        spec: ModelSpec = TypeAdapter(ModelSpec).validate_python(fields["spec"])
+        opened = runtimes.get(str(runtime))
+        return opened.open_file(Path(fields["file"]), spec, device, options)
     dtype = fields.pop("dtype", "float32")
     model = checkpoints.load_reference(
         ModelRequest(**fields).resolve(), dtype=dtype, attention="sdpa"
@@ -147,6 +166,50 @@ def _of_artifacts(measured: Sequence[Artifact], wanted: Sequence[str]) -> list[S
     return found
 
 
+def _contract(
+    files: Sequence[Path], source: Checkpoint | None, measured: Sequence[Artifact]
+) -> ModelSpec:
+    """What goes in and out, as the first artifact says, or else the baseline."""
+    if measured:
+        return measured[0].spec
+    if source is None:
+        raise UsageError(
+            f"{files[0]} does not say what goes in and out",
+            hint="name the model it was made from: --baseline MODEL",
+        )
+    return checkpoints.load(source).spec
+
+
+def _of_files(
+    files: Sequence[Path], spec: ModelSpec, wanted: Sequence[str]
+) -> list[Subject]:
+    found = []
+    for file in files:
+        able = [r for r in map(runtimes.get, runtimes.names())
+                if file.suffix in r.suffixes and r.name in wanted]
+        content = {"file": str(file.absolute()), "spec": to_jsonable_python(spec)}
+        for runtime in able:
+            name = f"{file.parent.name}/{file.name}"
+            found.append(
+                benchmark.Subject(
+                    name=name if len(able) == 1 else f"{name}/{runtime.name}",
+                    path=json.dumps(content, sort_keys=True),
+                    identity=_digest(file),
+                    runtime=runtime.name,
+                    parity="not validated",
+                )
+            )
+    return found
+
+
+def _digest(file: Path) -> str:
+    """Of a bare model, and of the files beside it that may hold its weights."""
+    beside = sorted(p for p in file.parent.iterdir()
+                    if p.is_file() and p.name.startswith(file.stem))
+    found = "".join(entry.sha256 for entry in digests(beside).values())
+    return hashlib.sha256(found.encode()).hexdigest()
+
+
 def _of_baseline(source: Checkpoint | None, wanted: Sequence[str]) -> list[Subject]:
     if source is None:
         return []
@@ -169,11 +232,15 @@ def _spelled(source: Checkpoint) -> str:
     return json.dumps({"model": str(source.root), "task": source.task}, sort_keys=True)
 
 
-def _corpus(path: Path | None, roots: Sequence[Path]) -> CorpusSource:
-    if path is None:
-        return benchmark.built_in()
-    tokenizer = checkpoints.tokenizer(roots[0])
-    longest = artifacts.read(roots[0]).spec.dims["sequence"].max
+def _corpus(path: Path, roots: Sequence[Path], spec: ModelSpec) -> CorpusSource:
+    able = next((root for root in roots if checkpoints.has_tokenizer(root)), None)
+    if able is None:
+        raise UsageError(
+            f"none of {', '.join(map(str, roots))} has a tokenizer to read {path} with",
+            hint="leave --corpus out: the built-in one has lengths and needs no text",
+        )
+    tokenizer = checkpoints.tokenizer(able)
+    longest = spec.dims["sequence"].max
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
         made = tokenizer(list(texts), truncation=True, max_length=longest)

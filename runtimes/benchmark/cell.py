@@ -146,7 +146,7 @@ def _measure(job: Job, empty: CellResult) -> CellResult:
         _reset_peak()
         conditions = replace(conditions, options=options)
         result = replace(empty, status="ok", conditions=conditions)
-        timing = _corpus if cell.batching else _shape
+        timing = _load if cell.traffic else _corpus if cell.batching else _shape
         result, first, second = timing(session, job, result)
         memory = Memory(
             start=start, opened=opened["VmRSS"], peak_open=opened["VmHWM"],
@@ -243,11 +243,11 @@ def _shape(session: Session, job: Job, result: CellResult) -> tuple[CellResult, 
     inner = inner_loop(t2 - t1, result.conditions.clock_step)
     with Company() as company:
         samples, stopped = sample(call, cell.sampling, inner)
+    faults = _outputs(session.run(data))  # and the warm-up of the transfers
     result = replace(
         _accompanied(result, company), samples=samples, inner=inner, stopped=stopped,
         device_samples=_device_samples(session, launch, len(samples)),
-        transfer_samples=_transfers(session, data, cell),
-        faults=_outputs(session.run(data)))
+        transfer_samples=_transfers(session, data, cell), faults=faults)
     return result, t1 - t0, t2 - t1
 
 
@@ -306,7 +306,7 @@ def sample(
 def _transfers(session: Session, data: Mapping[str, Any], cell: Cell) -> tuple[float, ...]:
     """Host arrays to host arrays, copies included: what separates it from ``samples``."""
     count = min(TRANSFER_SAMPLES, cell.sampling.samples)
-    plan = replace(cell.sampling, warmup=1, samples=count, min_samples=1,
+    plan = replace(cell.sampling, warmup=0, samples=count, min_samples=1,
                    seconds=cell.sampling.seconds / 4)
     return sample(lambda: _discard(session.run(data)), plan)[0]
 
@@ -333,13 +333,13 @@ def _corpus(session: Session, job: Job, result: CellResult) -> tuple[CellResult,
     assert cell.batching is not None
     plan = batches(source.lengths, cell.batching, batch=cell.batch, budget=cell.budget)
     data = [_rows(session, source, batch.rows, batch.length, cell) for batch in plan]
+    sentence = _rows(session, source, (0,), source.lengths[0], cell)
     t0 = time.perf_counter()
-    session.run(data[0])
+    session.run(sentence)
     t1 = time.perf_counter()
-    output = session.run(data[0])
+    output = session.run(sentence)
     t2 = time.perf_counter()
-    step = max(len(data) // max(cell.sampling.warmup, 1), 1)
-    for feeds in data[::step]:  # warm up on shapes spread over the pass
+    for feeds in _spread(data, cell.sampling.warmup):
         session.run(feeds)
     with Company() as company:
         taken = _pass(session, data)
@@ -349,6 +349,36 @@ def _corpus(session: Session, job: Job, result: CellResult) -> tuple[CellResult,
     result = replace(_accompanied(result, company), samples=taken, stopped="corpus",
                      corpus=found, faults=_outputs(output))
     return result, t1 - t0, t2 - t1
+
+
+def _load(session: Session, job: Job, result: CellResult) -> tuple[CellResult, float, float]:
+    """What MLPerf's load generator makes of the session."""
+    from . import load
+    from .corpus import load as load_corpus
+
+    cell = job.cell
+    assert job.corpus is not None
+    assert cell.traffic is not None
+    load.require()
+    source = _cut(load_corpus(Path(job.corpus)), session)
+    rows = [_rows(session, source, (i,), n, cell) for i, n in enumerate(source.lengths)]
+    t0 = time.perf_counter()
+    session.run(rows[0])
+    t1 = time.perf_counter()
+    output = session.run(rows[0])
+    t2 = time.perf_counter()
+    with Company() as company:
+        found, taken = load.drive(
+            session, rows, source.lengths, cell.traffic, most=cell.batch, budget=cell.budget,
+            seed=cell.seed)
+    result = replace(_accompanied(result, company), samples=taken, stopped="load generator",
+                     load=found, faults=_outputs(output))
+    return result, t1 - t0, t2 - t1
+
+
+def _spread(data: Sequence[Any], count: int) -> Sequence[Any]:
+    """``count`` of the batches, or all if they are fewer, evenly over the pass."""
+    return [data[i * len(data) // count] for i in range(min(count, len(data)))] if count else []
 
 
 def _pass(session: Session, data: Sequence[Mapping[str, np.ndarray]]) -> tuple[float, ...]:

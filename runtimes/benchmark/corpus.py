@@ -58,17 +58,18 @@ class CorpusSource:
         return digest([self.lengths, self.ids])
 
 
-def built_in(seed: int = 0) -> CorpusSource:
-    """1,000 lengths: log-normal, median 20, 95th percentile 120, cut to 3 … 512.
+def built_in(seed: int = 0, sentences: int = SENTENCES) -> CorpusSource:
+    """Lengths: log-normal, median 20, 95th percentile 120, cut to 3 … 512; 1,000 of them.
 
-    The lengths are the distribution's quantiles at (i + 1/2) / 1000, so that the realised figures
-    are the stated ones for every seed; the seed sets their order.
+    The lengths are the distribution's quantiles at (i + 1/2) / ``sentences``, so that the realised
+    figures are the stated ones for every seed; the seed sets their order.
     """
     normal = NormalDist(math.log(MEDIAN), SIGMA)
-    quantiles = [normal.inv_cdf((i + 0.5) / SENTENCES) for i in range(SENTENCES)]
+    quantiles = [normal.inv_cdf((i + 0.5) / sentences) for i in range(sentences)]
     lengths = np.clip(np.rint(np.exp(quantiles)), SHORTEST, LONGEST).astype(int)
-    order = np.random.default_rng(seed).permutation(SENTENCES)
-    return CorpusSource("built-in", tuple(int(n) for n in lengths[order]))
+    order = np.random.default_rng(seed).permutation(sentences)
+    name = f"built-in, {sentences:,} sentences"
+    return CorpusSource(name, tuple(int(n) for n in lengths[order]))
 
 
 def from_text(

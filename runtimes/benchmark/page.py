@@ -1,4 +1,4 @@
-"""The report as one HTML page that works offline: tables first, then charts, all inline."""
+"""The report as one HTML page that works offline: the answer, charts, then every table."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ if TYPE_CHECKING:
     from .report import Row, RunReport
 
 WIDTH, HEIGHT = 340, 240
+LONG = 60
+"""Characters beyond which the text of a table is broken into lines."""
 STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); margin: 2rem auto;
-       max-width: 1200px; padding: 0 1rem; }
+       max-width: 1400px; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid var(--line);
+th, td { text-align: left; padding: .3rem .5rem; border-bottom: 1px solid var(--line);
          vertical-align: top; }
-th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+th, td { white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; }
+td.long { white-space: normal; min-width: 16rem; }
 ul { color: var(--soft); font-size: 13px; padding-left: 1.2rem; }
 figure { margin: 1rem 0; overflow-x: auto; }
 """
@@ -48,7 +52,8 @@ def html(report: RunReport) -> str:
         f'<h2>{escape(title)}</h2>\n<figure><div id="chart{i}"></div></figure>'
         for i, (title, _) in enumerate(drawn))
     specs = _script_safe(json.dumps([spec for _, spec in drawn], allow_nan=False))
-    body = "\n".join(map(_table, tables(report)))
+    answer, *evidence = map(_table, tables(report))
+    body = "\n".join(evidence)
     notes = "\n".join(f"<li>{escape(line)}</li>" for line in footnotes(report))
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -62,8 +67,9 @@ def html(report: RunReport) -> str:
 </head>
 <body>
 <h1>Benchmark</h1>
-{body}
+{answer}
 {figures}
+{body}
 <h2>Notes</h2>
 <ul>
 {notes}
@@ -84,12 +90,17 @@ def _script_safe(text: str) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
+    shown = [i for i in range(len(table.columns)) if any(row[i] for row in table.rows)]
+    head = "".join(f"<th>{escape(table.columns[i])}</th>" for i in shown)
     rows = "\n".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in table.rows)
+        "<tr>" + "".join(_cell(row[i]) for i in shown) + "</tr>" for row in table.rows)
     return (f'<h2>{escape(table.title)}</h2>\n<div class="scroll"><table>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>")
+
+
+def _cell(text: str) -> str:
+    kind = ' class="long"' if len(text) > LONG else ""
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def charts(report: RunReport) -> list[tuple[str, dict[str, Any]]]:
@@ -148,8 +159,8 @@ def _lines(records: list[dict[str, Any]], name: str, title: str) -> dict[str, An
     """One line a column against batch size, a panel a sequence length, whiskers for intervals."""
     import altair as alt
 
-    kind: Any = "linear" if name == "share" else "log"
-    scale = alt.Scale(type=kind, nice=False, zero=False, padding=8)
+    scale = (alt.Scale(zero=True, nice=True) if name == "share"
+             else alt.Scale(type="log", nice=False, padding=8))
     batches = sorted({r["batch"] for r in records})
     base = alt.Chart().encode(
         x=alt.X("batch:Q", title="batch size", scale=alt.Scale(type="log", base=2),
@@ -188,16 +199,16 @@ def _batchings(records: list[dict[str, Any]]) -> dict[str, Any]:
 def _front(records: list[dict[str, Any]]) -> dict[str, Any]:
     import altair as alt
 
+    legend = alt.Legend(orient="bottom", columns=2, labelLimit=420)
     panel = alt.Chart().mark_point(strokeWidth=1.5).encode(
         x=alt.X("p50:Q", title="p50, ms",
                 scale=alt.Scale(type="log", nice=False, padding=20)),
         y=alt.Y("throughput:Q", title="rows per second",
                 scale=alt.Scale(type="log", nice=False, padding=20)),
         size=alt.Size("memory:Q", title="peak memory, MiB", legend=alt.Legend(orient="bottom")),
-        color=alt.Color("column:N", title=None, legend=alt.Legend(orient="bottom", columns=2,
-                                                                  labelLimit=420)),
+        stroke=alt.Stroke("column:N", title=None, legend=legend),
+        fill=alt.Fill("column:N", title=None, legend=legend),
         fillOpacity=alt.condition("datum.pareto", alt.value(0.8), alt.value(0.0)),
-        fill=alt.Fill("column:N", legend=None),
         tooltip=["label:N", "p50:Q", "throughput:Q", "memory:Q", "verdict:N"],
     ).properties(width=WIDTH, height=HEIGHT)
     faceted = panel.facet(

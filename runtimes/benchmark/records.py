@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from ...errors import UsageError
 
+Scenario = Literal["SingleStream", "MultiStream", "Server", "Offline"]
 Status = Literal["ok", "failed", "absent"]
 Batching = Literal["padded", "sorted", "token-budget"]
 Cause = Literal[
@@ -46,6 +47,28 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """How MLPerf's load generator sends sentences of the corpus.
+
+    Attributes:
+        scenario: one after another; ``per_query`` at once, one query after another; at random
+            times; all at once.
+        seconds: the least that a run lasts.
+        queries: the least that are sent.
+        rate: queries a second of ``Server``; None: half of what calls of one sentence sustain.
+        limit: seconds that 99 % of the answers of ``Server`` must stay below.
+        per_query: sentences of one query of ``MultiStream``.
+    """
+
+    scenario: Scenario
+    seconds: float = 60.0
+    queries: int = 100
+    rate: float | None = None
+    limit: float = 0.1
+    per_query: int = 8
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One measurement in one fresh process.
 
@@ -61,7 +84,9 @@ class Cell:
         batch: rows per call; the largest batch where the batching is ``token-budget``.
         sequence: tokens per row; 0 with a corpus.
         batching: None for one fixed shape, else how the corpus is cut into batches.
-        budget: padded tokens per batch, for ``token-budget``.
+        budget: padded tokens per batch, for ``token-budget`` and ``Offline``.
+        traffic: None unless a load generator drives the session; ``batch`` is then the most
+            sentences that are answered in one call.
         options: for the runtime.
         dims: sizes of dynamic dimensions other than batch and sequence.
         seed: of the input data.
@@ -82,6 +107,7 @@ class Cell:
     sequence: int = 128
     batching: Batching | None = None
     budget: int = 0
+    traffic: Traffic | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     dims: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
@@ -91,7 +117,9 @@ class Cell:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.threads < 1 or self.sequence < (0 if self.batching else 1):
+        if self.batch < 1 or self.threads < 1 or self.sequence < (
+            0 if self.batching or self.traffic else 1
+        ):
             raise UsageError(
                 f"batch {self.batch}, sequence {self.sequence}, {self.threads} threads",
                 allowed="each at least 1")
@@ -99,7 +127,7 @@ class Cell:
     def key(self, environment: str, corpus: str = "") -> str:
         """Name of the result: sha256 of artifact identity, cell, environment and corpus."""
         content = {**asdict(self), "environment": environment,
-                   "corpus": corpus if self.batching else ""}
+                   "corpus": corpus if self.batching or self.traffic else ""}
         del content["path"]
         return digest(content)
 
@@ -119,7 +147,9 @@ class Cell:
         return (self.batch, self.sequence, self.batching or "", self.budget)
 
     def work(self) -> str:
-        """``8×128``, or how the corpus is cut: ``sorted 32``, ``token-budget 4096``."""
+        """``8×128``, how the corpus is cut (``sorted 32``), or the scenario of the traffic."""
+        if self.traffic:
+            return self.traffic.scenario
         if self.batching:
             return f"{self.batching} {self.budget or self.batch}"
         return f"{self.batch}×{self.sequence}"
@@ -236,6 +266,29 @@ class Corpus:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What the load generator says of a run, in its own words.
+
+    Attributes:
+        version: of the load generator.
+        valid: whether the run met what the scenario requires.
+        reason: why it did not; "" where valid.
+        early_stopping: what its rule for short runs concluded.
+        figures: every number of its log whose name begins with ``result_`` or ``early_stopping_``.
+        settings: what was in force, from the same log.
+        summary: its summary, whole.
+    """
+
+    version: str
+    valid: bool
+    reason: str
+    early_stopping: str
+    figures: Mapping[str, float]
+    settings: Mapping[str, Any]
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
 class CellResult:
     """What became of a cell.
 
@@ -243,7 +296,8 @@ class CellResult:
         runtime: what ran it, as the session says.
         cause: one word on why it failed; ``detail`` in a sentence.
         stderr: last lines the process wrote.
-        samples: host wall seconds per call, in the order taken; one per batch with a corpus.
+        samples: host wall seconds per call, in the order taken; one per batch with a corpus or
+            a load generator.
         inner: calls per sample; above 1 a sample is their mean.
         device_samples: seconds per call between device events, taken apart from ``samples``.
         transfer_samples: seconds per call from host arrays to host arrays, copies included.
@@ -268,8 +322,9 @@ class CellResult:
     conditions: Conditions | None = None
     placement: Mapping[str, Any] = field(default_factory=dict)
     corpus: Corpus | None = None
+    load: Load | None = None
     faults: tuple[str, ...] = ()
-    stopped: Literal["", "samples", "seconds", "corpus"] = ""
+    stopped: Literal["", "samples", "seconds", "corpus", "load generator"] = ""
     schema: Literal[1] = 1
 
 
@@ -286,7 +341,8 @@ def cell_from(data: Mapping[str, Any]) -> Cell:
         UsageError: fields are missing or unknown.
     """
     try:
-        return Cell(**{**data, "sampling": Sampling(**data["sampling"])})
+        traffic = data["traffic"] and Traffic(**data["traffic"])
+        return Cell(**{**data, "sampling": Sampling(**data["sampling"]), "traffic": traffic})
     except (KeyError, TypeError) as e:
         raise UsageError(f"this is not a cell: {e}") from e
 

@@ -17,7 +17,7 @@ from ...errors import IncompleteError, UsageError
 from . import statistics as st
 from .ceilings import Ceilings, Share
 from .environment import Environment
-from .records import Cell, CellResult, ColdStart, Status
+from .records import Cell, CellResult, ColdStart, Load, Status
 
 REPORT = "benchmark.json"
 Objective = Literal["lowest p50", "highest throughput", "smallest", "p95 within limit"]
@@ -25,12 +25,19 @@ Objective = Literal["lowest p50", "highest throughput", "smallest", "p95 within 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Resident bytes: the largest over the processes; on a GPU the process's there as well."""
+    """Resident bytes, the largest over the processes.
+
+    Attributes:
+        gpu: of the process on the GPU, as the driver says, or else the framework.
+        gpu_allocated, gpu_reserved: peaks as the framework says.
+    """
 
     peak: int
     weights: int
     activations: int
     gpu: int | None = None
+    gpu_allocated: int | None = None
+    gpu_reserved: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,22 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """One scenario of the load generator.
+
+    Attributes:
+        load: what it says; None where it did not run, and ``detail`` says why.
+    """
+
+    cell: Cell
+    status: Status
+    runtime: str
+    parity: str
+    load: Load | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Recommendation:
     """The row that serves an objective best, and how sure that is.
 
@@ -133,6 +156,7 @@ class RunReport:
     corpus: str = ""
     tokenise_seconds: tuple[float, ...] = ()
     p95_limit: float | None = None
+    loads: tuple[Loaded, ...] = ()
     schema: Literal[1] = 1
 
     @property

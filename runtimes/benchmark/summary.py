@@ -13,7 +13,7 @@ from .ceilings import Ceilings, Share, Work, share
 from .corpus import sentence_latencies
 from .recommend import Choice, recommend
 from .records import Cell, CellResult, ColdStart, write_json
-from .report import REPORT, Footprint, Recommendation, Row, RunReport
+from .report import REPORT, Footprint, Loaded, Recommendation, Row, RunReport
 from .sweep import Progress, SweepOutcome, SweepRequest, sweep
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def summarise(request: SweepRequest, outcome: SweepOutcome) -> RunReport:
     """Compute the report of a sweep."""
     groups: dict[str, list[CellResult]] = defaultdict(list)
     for result in outcome.results:
-        groups[config_key(result.cell)].append(result)
-    corpus = request.corpus.name if request.corpus else "built-in"
+        if result.cell.traffic is None:
+            groups[config_key(result.cell)].append(result)
     tokenise = request.corpus.tokenise_seconds if request.corpus else ()
     parity = {s.name: s.parity for s in request.subjects}
     measured = [
@@ -53,13 +53,20 @@ def summarise(request: SweepRequest, outcome: SweepOutcome) -> RunReport:
     return RunReport(
         outcome.environment, request.reference, request.rounds, tuple(rows),
         tuple(_recommend(rows, groups, floors, request)), floors, outcome.ceilings,
-        outcome.results, corpus if request.batchings else "",
-        tokenise, request.p95_limit)
+        outcome.results, outcome.corpus, tokenise, request.p95_limit,
+        tuple(_loaded(r, parity) for r in outcome.results if r.cell.traffic))
 
 
 def config_key(cell: Cell) -> str:
     """Key of a configuration, whatever its round."""
     return cell.config.key("")
+
+
+def _loaded(result: CellResult, parity: Mapping[str, str]) -> Loaded:
+    found = result.load
+    detail = "" if found else f"{result.cause}: {result.detail}"
+    return Loaded(result.cell, result.status, result.runtime,
+                  parity.get(result.cell.subject, ""), found, detail)
 
 
 def _order(row: Row) -> tuple[object, ...]:
@@ -130,10 +137,13 @@ def _footprint(results: Sequence[CellResult]) -> Footprint | None:
     found = [r.memory for r in results if r.memory]
     if not found:
         return None
-    gpu = [m.gpu_process or m.gpu_reserved for m in found]
-    used = [g for g in gpu if g is not None]
+    def most(values: Iterable[int | None]) -> int | None:
+        return max((v for v in values if v is not None), default=None)
+
     return Footprint(max(m.peak for m in found), max(m.weights for m in found),
-                     max(m.activations for m in found), max(used) if used else None)
+                     max(m.activations for m in found),
+                     most(m.gpu_process or m.gpu_reserved for m in found),
+                     most(m.gpu_allocated for m in found), most(m.gpu_reserved for m in found))
 
 
 def _cold(results: Sequence[CellResult]) -> ColdStart | None:

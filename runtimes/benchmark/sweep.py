@@ -25,7 +25,7 @@ from .ceilings import Ceilings, Work
 from .cell import Job, says_memory, thread_environment
 from .environment import Environment
 from .environment import read as read_environment
-from .records import Batching, Cause, Cell, CellResult, Sampling, write_json
+from .records import Batching, Cause, Cell, CellResult, Sampling, Traffic, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,8 +75,11 @@ class SweepRequest:
         batches, sequences: of the fixed shapes.
         batchings: ways to cut the corpus; each with every size of ``corpus_batches``, and
             ``token-budget`` with every ``budgets`` (padded tokens) and at most ``max_rows`` rows.
+        traffic: runs of MLPerf's load generator over the corpus, once each: they carry a verdict
+            of their own.
         rounds: fresh processes per cell; comparisons need 5.
-        aa: measure the baseline twice at the smallest and largest shape, for the noise floor.
+        aa: measure the baseline twice at the smallest and largest shape, or without shapes at
+            the first and last pass, for the noise floor.
         timeout: seconds until a cell is killed.
         memory_limit: bytes of private writable memory a cell may map (RLIMIT_DATA); on a GPU
             device it is not applied, because drivers reserve far more than they use.
@@ -95,6 +98,7 @@ class SweepRequest:
     corpus_batches: tuple[int, ...] = (32,)
     budgets: tuple[int, ...] = (4096,)
     max_rows: int = 256
+    traffic: tuple[Traffic, ...] = ()
     corpus: CorpusSource | None = None
     baseline: str | None = None
     rounds: int = 5
@@ -117,8 +121,9 @@ class SweepRequest:
                              allowed=", ".join(names))
         if self.rounds < 1 or not self.devices or not self.threads:
             raise UsageError("an empty grid", allowed="at least 1 round, 1 device, 1 thread count")
-        if not (self.batches and self.sequences) and not self.batchings:
-            raise UsageError("an empty grid", allowed="shapes, or batchings of a corpus")
+        shapes = self.batches and self.sequences
+        if not (shapes or self.batchings or self.traffic):
+            raise UsageError("an empty grid", allowed="shapes, batchings of a corpus, or traffic")
 
     @property
     def reference(self) -> str:
@@ -128,13 +133,19 @@ class SweepRequest:
 
 @dataclass(frozen=True, slots=True)
 class SweepOutcome:
-    """All results of a sweep, in the order of the plan, with what they were measured on."""
+    """All results of a sweep, in the order of the plan, with what they were measured on.
+
+    Attributes:
+        measured, reused: how many were measured now, and found on disk.
+        corpus: name of the corpus; "" without one.
+    """
 
     environment: Environment
     results: tuple[CellResult, ...]
     ceilings: tuple[Ceilings, ...]
     measured: int
     reused: int
+    corpus: str = ""
 
 
 Progress = Callable[[CellResult, int, int], None]
@@ -146,7 +157,8 @@ def plan(request: SweepRequest) -> tuple[Cell, ...]:
     cells: list[Cell] = []
     for number in range(request.rounds):
         order = np.random.default_rng([request.seed, number]).permutation(len(grid))
-        cells.extend(replace(grid[i], round=number) for i in order)
+        cells.extend(replace(grid[i], round=number) for i in order
+                     if number == 0 or grid[i].traffic is None)
     return tuple(cells)
 
 
@@ -154,8 +166,10 @@ def _grid(request: SweepRequest) -> Iterator[Cell]:
     shapes: list[dict[str, Any]] = [
         {"batch": b, "sequence": s} for b in request.batches for s in request.sequences
     ]
-    ends = [shapes[0], shapes[-1]] if shapes else []
-    work: list[dict[str, Any]] = [*shapes, *_passes(request)]
+    passes = list(_passes(request))
+    timed = shapes or passes
+    ends = [timed[0], timed[-1]] if timed else []
+    work: list[dict[str, Any]] = [*shapes, *passes, *_loads(request)]
     for subject in request.subjects:
         base = Cell(
             subject.name, subject.path, subject.identity, subject.runtime, dtype=subject.dtype,
@@ -179,6 +193,12 @@ def _passes(request: SweepRequest) -> Iterator[dict[str, Any]]:
         else:
             for batch in request.corpus_batches:
                 yield {"batching": batching, "batch": batch, "sequence": 0}
+
+
+def _loads(request: SweepRequest) -> Iterator[dict[str, Any]]:
+    for traffic in request.traffic:
+        yield {"traffic": traffic, "batch": max(request.corpus_batches), "sequence": 0,
+               "budget": max(request.budgets)}
 
 
 def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepOutcome:
@@ -208,11 +228,12 @@ def _sweep(request: SweepRequest, progress: Progress | None) -> SweepOutcome:
         results.append(result)
         if progress:
             progress(result, done, len(cells))
-    return SweepOutcome(environment, tuple(results), ceilings, runner.measured, runner.reused)
+    return SweepOutcome(environment, tuple(results), ceilings, runner.measured, runner.reused,
+                        corpus.name if corpus else "")
 
 
 def _store_corpus(request: SweepRequest) -> CorpusSource | None:
-    if not request.batchings:
+    if not (request.batchings or request.traffic):
         return None
     source = request.corpus or _corpus.built_in(request.seed)
     _corpus.save(source, request.output / CORPUS)
@@ -228,7 +249,7 @@ class _Runner:
         self._request = request
         self._environment = environment
         self._corpus = corpus
-        self._absent: dict[tuple[str, ...], CellResult] = {}
+        self._absent: dict[tuple[object, ...], CellResult] = {}
         self._failures: dict[str, list[CellResult]] = {}
         self.measured = self.reused = 0
 
@@ -246,13 +267,13 @@ class _Runner:
         self.measured += 1
         result = self._measure(cell, key)
         if result.status == "absent":
-            self._absent[cell.column] = result
+            self._absent[_backend(cell)] = result
         elif result.status == "failed":
             self._failures.setdefault(_config(cell), []).append(result)
         return result
 
     def _skip(self, cell: Cell, key: str) -> CellResult | None:
-        absent = self._absent.get(cell.column)
+        absent = self._absent.get(_backend(cell))
         if absent is not None:
             return replace(absent, cell=cell, key=key)
         failures = self._failures.get(_config(cell), [])
@@ -264,13 +285,18 @@ class _Runner:
 
     def _measure(self, cell: Cell, key: str) -> CellResult:
         limit = self._request.memory_limit if cell.device == "cpu" else None
-        corpus = str(self._request.output / CORPUS) if cell.batching else None
+        corpus = str(self._request.output / CORPUS) if cell.batching or cell.traffic else None
         job = Job(cell, key, os.getloadavg()[0], limit, corpus)
         return run_job(job, self._request.output / CELLS, self._request.timeout)
 
 
 def _config(cell: Cell) -> str:
     return cell.config.key("")
+
+
+def _backend(cell: Cell) -> tuple[object, ...]:
+    """What may be absent: a runtime for a column, or the load generator as well."""
+    return (cell.traffic is not None, *cell.column)
 
 
 def read_result(path: Path) -> CellResult | None:

@@ -10,13 +10,20 @@ if TYPE_CHECKING:
 
     from . import statistics as st
     from .against import RunComparison
-    from .report import Recommendation, Row, RunReport
+    from .records import Load
+    from .report import Loaded, Recommendation, Row, RunReport
 
 SHAPES = ("artifact", "runtime", "device", "batch", "p50", "p95", "p99", "rows/s", "against",
           "peak memory", "of GEMM", "verdict", "parity")
 PASSES = ("artifact", "runtime", "device", "batching", "per sentence", "sentences/s", "with text",
           "tokens/s", "padding", "against", "peak memory", "verdict", "parity")
+LOAD = ("artifact", "runtime", "device", "scenario", "result", "figure", "why", "parity")
+MEMORY = ("artifact", "runtime", "device", "work", "peak", "weights", "activations", "GPU",
+          "GPU allocated", "GPU reserved")
 COLD = ("artifact", "runtime", "device", "work", "open", "first call", "second call", "warm")
+
+TIES = 3
+"""Rows that cannot be told from the recommended one, named in a table; the JSON has all."""
 
 SPARE = ("p99", "not told apart", "second call", "with text", "peak memory", "p95", "device",
          "of GEMM", "tokens/s", "note", "why", "runtime")
@@ -44,8 +51,16 @@ def tables(report: RunReport) -> tuple[Table, ...]:
         make = _pass if corpus else _shape
         title = f"{workload}: against {report.reference}"
         found.append(Table(title, columns, tuple(make(r) for r in rows)))
-    cold = tuple(c for r in report.rows if (c := _cold(r)))
-    return (*found, Table("Cold start (a fresh process)", COLD, cold))
+    if report.loads:
+        known = {line.load.version for line in report.loads if line.load}
+        found.append(Table(" ".join(["MLPerf LoadGen", *sorted(known)]), LOAD,
+                           tuple(map(_load, report.loads))))
+    largest = {(r.cell.column, r.workload): r for r in report.rows if r.memory}
+    smallest = {r.cell.column: r for r in reversed(report.rows) if r.cold and r.p50}
+    named = (("Memory (resident, at the largest work)", MEMORY, map(_footprint, largest.values())),
+             ("Cold start (a fresh process)", COLD, map(_cold, reversed(smallest.values()))))
+    return (*found, *(Table(title, columns, lines) for title, columns, made in named
+                      if (lines := tuple(made))))
 
 
 def footnotes(report: RunReport) -> tuple[str, ...]:
@@ -152,8 +167,10 @@ def _advice(advice: Recommendation) -> tuple[str, ...]:
     figure = "" if advice.value is None else quantity(advice.value, advice.unit)
     if advice.margin is not None:
         figure += f" ± {advice.margin:.1%}"
-    return (advice.workload, advice.objective, advice.row or "none", figure,
-            "; ".join(advice.ties), advice.note)
+    ties = "; ".join(advice.ties[:TIES])
+    if len(advice.ties) > TIES:
+        ties += f"; and {len(advice.ties) - TIES} more"
+    return (advice.workload, advice.objective, advice.row or "none", figure, ties, advice.note)
 
 
 def _name(row: Row) -> tuple[str, str, str]:
@@ -187,12 +204,51 @@ def _pass(row: Row) -> tuple[str, ...]:
         _memory(row), _verdict(row), row.parity or "not checked")
 
 
-def _cold(row: Row) -> tuple[str, ...] | None:
-    if row.cold is None or row.p50 is None:
-        return None
+def _cold(row: Row) -> tuple[str, ...]:
     cold = row.cold
+    assert cold is not None
+    assert row.p50 is not None
     return (*_name(row), row.cell.work(), quantity(cold.imports + cold.open, "s"),
             quantity(cold.first, "s"), quantity(cold.second, "s"), quantity(row.p50.value, "s"))
+
+
+def _footprint(row: Row) -> tuple[str, ...]:
+    found = row.memory
+    assert found is not None
+    gpu = (found.gpu, found.gpu_allocated, found.gpu_reserved)
+    return (*_name(row), row.cell.work(), quantity(found.peak, "bytes"),
+            quantity(found.weights, "bytes"), quantity(found.activations, "bytes"),
+            *("" if size is None else quantity(size, "bytes") for size in gpu))
+
+
+def _load(line: Loaded) -> tuple[str, ...]:
+    cell, load = line.cell, line.load
+    assert cell.traffic is not None
+    threads = f" × {cell.threads}" if cell.device == "cpu" else ""
+    name = (cell.subject, line.runtime or cell.runtime or "auto", cell.device + threads)
+    if load is None:
+        return (*name, cell.traffic.scenario, line.status, "", line.detail, line.parity)
+    why = "" if load.valid else " ".join(filter(None, (load.reason, load.early_stopping)))
+    return (*name, cell.traffic.scenario, "VALID" if load.valid else "INVALID",
+            _delivered(cell.traffic.scenario, load), " ".join(why.split()), line.parity)
+
+
+def _delivered(scenario: str, load: Load) -> str:
+    """The figure that the scenario is about, as the load generator's summary has it."""
+    def latency(name: str) -> str:
+        return quantity(load.figures[f"result_{name}_latency_ns"] * 1e-9, "s")
+
+    if scenario == "SingleStream":
+        return f"p90 {latency('90.00_percentile')}"
+    if scenario == "MultiStream":
+        count = load.settings["samples_per_query"]
+        return f"p99 {latency('99.00_percentile_per_query')} for {count} sentences"
+    if scenario == "Server":
+        limit = quantity(load.settings["target_latency_ns"] * 1e-9, "s")
+        return (f"{load.figures['result_completed_samples_per_sec']:.4g} of "
+                f"{load.settings['target_qps']:.4g} sentences/s, "
+                f"p99 {latency('99.00_percentile')} (limit {limit})")
+    return f"{load.figures['result_samples_per_second']:.4g} sentences/s"
 
 
 def _tail(row: Row, q: float) -> str:

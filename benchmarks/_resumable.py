@@ -1,0 +1,23 @@
+"""A measurement that stops when its time is over and goes on from there in the next call."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+
+class TimeUp(Exception):
+    """The time allowed for this call is over; what was measured is kept."""
+
+
+def until(minutes: float | None) -> Callable[[str], None]:
+    """A progress printer that raises :class:`TimeUp` after the first cell past the limit."""
+    start = time.monotonic()
+
+    def notify(text: str) -> None:
+        print(f"{time.monotonic() - start:6.0f} s  {text}", file=sys.stderr, flush=True)
+        if minutes is not None and time.monotonic() - start > minutes * 60:
+            raise TimeUp(text)
+
+    return notify

@@ -1,0 +1,334 @@
+"""Generation measured: prefill and decode apart, sessions beside the eager model.
+
+    report = run_generation(GenerationRequest(subjects, shapes, Path("run")))
+
+A subject is measured in a process of its own that opens it once and goes through all shapes; the
+processes of a round follow one another in seeded random order, and never run together. Rounds are
+the unit of replication. A finished process is on disk: the same call measures what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ...errors import UsageError
+from . import environment
+from . import statistics as st
+from .cell import THREAD_VARIABLES
+from .records import digest, write_json
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pydantic import TypeAdapter
+
+Mode = Literal["sessions", "dynamic", "static", "compiled"]
+"""sessions: an artifact. The rest is the eager model with a growing cache, with one of fixed size,
+and with one of fixed size and the forward compiled."""
+
+REPORT = "generation.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """What is measured.
+
+    Attributes:
+        name: in tables.
+        path: an artifact's directory, or a source as JSON (:func:`~...pipeline.open_generator`).
+        identity: digest that changes when the content does.
+        mode: see :data:`Mode`.
+        options: of the runtime.
+    """
+
+    name: str
+    path: str
+    identity: str
+    mode: Mode
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Rows, tokens of each prompt, tokens to generate."""
+
+    batch: int
+    prompt: int
+    tokens: int
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.prompt < 1 or self.tokens < 2:
+            raise UsageError(f"{self} cannot be measured",
+                             allowed="a batch and a prompt of at least 1, 2 tokens or more")
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, prompt {self.prompt}, {self.tokens} tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What to measure.
+
+    Attributes:
+        baseline: name of the contestant that ratios are taken to.
+        rounds: processes for each contestant; ratios get an interval from 5.
+        repeats: timed calls for each shape in a process, after one that is not.
+        timeout: seconds until a process is ended.
+    """
+
+    contestants: tuple[Contestant, ...]
+    shapes: tuple[Shape, ...]
+    output: Path
+    baseline: str | None = None
+    rounds: int = 5
+    repeats: int = 3
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    device: str = "cpu"
+    timeout: float = 900.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One call of ``generate``, in seconds.
+
+    Attributes:
+        first: from the call to the first token's logits: prefill, with the encoder's run.
+        steps: between the logits of one token and the next.
+        total: the whole call.
+    """
+
+    first: float
+    steps: tuple[float, ...]
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One shape in one process; ``failure`` instead of samples where it did not run.
+
+    Attributes:
+        cache: bytes of the key-value cache after the last token; None where it can't be seen.
+        tokens: digest of the generated ids, which says whether two contestants did the same work.
+    """
+
+    shape: Shape
+    samples: tuple[Sample, ...] = ()
+    cache: int | None = None
+    tokens: str = ""
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What one process reports: seconds to open, resident bytes, and its shapes."""
+
+    contestant: str
+    round: int
+    opened: float
+    resident: int
+    peak: int
+    shapes: tuple[Measured, ...]
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A contestant at a shape.
+
+    Attributes:
+        first, step: typical seconds to the first token and between tokens.
+        rate: tokens a second while decoding, all rows together.
+        p50, p95: between tokens, over all calls and processes; None where there are too few.
+        total: typical seconds of the whole call.
+        faster: how many times faster than the baseline: decode, whole call.
+        verdict: stable or not, with reasons.
+        same: whether it generated what the baseline did; None without one.
+    """
+
+    contestant: str
+    shape: Shape
+    first: st.Interval | None = None
+    step: st.Interval | None = None
+    rate: float | None = None
+    p50: float | None = None
+    p95: float | None = None
+    total: st.Interval | None = None
+    cache: int | None = None
+    decode_speedup: st.Interval | None = None
+    total_speedup: st.Interval | None = None
+    same: bool | None = None
+    verdict: st.Verdict | None = None
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationReport:
+    """Every line with what it was computed from."""
+
+    baseline: str | None
+    lines: tuple[Line, ...]
+    processes: tuple[Process, ...]
+    environment: environment.Environment
+
+    def line(self, contestant: str, shape: Shape) -> Line:
+        """The line of a contestant at a shape."""
+        return next(x for x in self.lines if (x.contestant, x.shape) == (contestant, shape))
+
+
+def run_generation(
+    request: GenerationRequest, notify: Callable[[str], None] = lambda _: None
+) -> GenerationReport:
+    """Measure what is not measured yet, and summarise.
+
+    Raises:
+        UsageError: two contestants share a name, or the baseline is none of them.
+    """
+    names = [c.name for c in request.contestants]
+    if len(set(names)) < len(names) or request.baseline not in (None, *names):
+        raise UsageError(f"the baseline is {request.baseline!r}", allowed=", ".join(names))
+    request.output.mkdir(parents=True, exist_ok=True)
+    found = environment.read()
+    order = random.Random(request.seed)
+    done = []
+    for number in range(request.rounds):
+        turn = list(request.contestants)
+        order.shuffle(turn)
+        for contestant in turn:
+            notify(f"round {number + 1}/{request.rounds} {contestant.name}")
+            done.append(_process(request, contestant, number, found.digest))
+    report = summarise(request, tuple(done), found)
+    write_json(request.output / REPORT, asdict(report))
+    return report
+
+
+def _process(
+    request: GenerationRequest, contestant: Contestant, number: int, machine: str
+) -> Process:
+    """Run a process, or read what it left before."""
+    job = {
+        "contestant": asdict(contestant), "round": number, "repeats": request.repeats,
+        "shapes": [asdict(s) for s in request.shapes], "threads": request.threads,
+        "device": request.device, "seed": request.seed,
+    }  # fmt: skip
+    key = digest([job, machine])
+    place = request.output / f"{key}.json"
+    if place.exists():
+        return _reader().validate_json(place.read_bytes())
+    given = request.output / f"{key}.job"
+    write_json(given, job)
+    threads = {name: str(request.threads) for name in THREAD_VARIABLES}
+    command = [sys.executable, "-X", "faulthandler", "-m", f"{__package__}.generating",
+               str(given), str(place)]
+    log = request.output / f"{key}.log"
+    with log.open("wb") as out:
+        try:
+            ended = subprocess.run(
+                command, env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"},
+                stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                timeout=request.timeout, check=False).returncode
+            reason = f"it ended with status {ended}: {_last_line(log)}"
+        except subprocess.TimeoutExpired:
+            reason = f"it took more than {request.timeout:.0f} s"
+    given.unlink(missing_ok=True)
+    if not place.exists():
+        return Process(contestant.name, number, 0.0, 0, 0, (), failure=reason)
+    log.unlink()
+    return _reader().validate_json(place.read_bytes())
+
+
+def _last_line(log: Path) -> str:
+    lines = [x for x in log.read_text("utf-8", errors="replace").splitlines() if x.strip()]
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+@cache
+def _reader() -> TypeAdapter[Process]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Process)
+
+
+def summarise(
+    request: GenerationRequest, processes: Sequence[Process], found: environment.Environment
+) -> GenerationReport:
+    """Lines of every contestant at every shape, in the request's order."""
+    lines = tuple(
+        _line(request, contestant.name, shape, processes)
+        for shape in request.shapes
+        for contestant in request.contestants
+    )
+    return GenerationReport(request.baseline, lines, tuple(processes), found)
+
+
+def _line(
+    request: GenerationRequest, name: str, shape: Shape, processes: Sequence[Process]
+) -> Line:
+    mine = _runs(name, shape, processes)
+    if not mine:
+        return Line(name, shape, failure=_why(name, shape, processes))
+    steps, totals = _of(mine, _steps), _of(mine, _totals)
+    typical = st.centre(list(steps.values()), seed=request.seed)
+    pooled = np.concatenate(list(steps.values()))
+    last = next(iter(mine.values()))
+    speedups: tuple[st.Interval | None, st.Interval | None] = (None, None)
+    same = None
+    theirs = _runs(request.baseline, shape, processes) if request.baseline else {}
+    if theirs and name != request.baseline:
+        speedups = (st.ratio(_of(theirs, _steps), steps, seed=request.seed),
+                    st.ratio(_of(theirs, _totals), totals, seed=request.seed))
+        same = {m.tokens for m in mine.values()} == {m.tokens for m in theirs.values()}
+    p50, p95 = (st.percentile(pooled, q).interval for q in (0.5, 0.95))
+    return Line(
+        name, shape,
+        first=st.centre(list(_of(mine, _firsts).values()), seed=request.seed),
+        step=typical,
+        rate=shape.batch / typical.value,
+        p50=p50.value if p50 else None,
+        p95=p95.value if p95 else None,
+        total=st.centre(list(totals.values()), seed=request.seed),
+        cache=last.cache,
+        decode_speedup=speedups[0],
+        total_speedup=speedups[1],
+        same=same,
+        verdict=st.verdict(list(totals.values())),
+    )  # fmt: skip
+
+
+def _runs(name: str | None, shape: Shape, processes: Sequence[Process]) -> dict[int, Measured]:
+    """What the rounds measured of a contestant at a shape, by round."""
+    return {p.round: m for p in processes if p.contestant == name
+            for m in p.shapes if m.shape == shape and m.samples}
+
+
+def _why(name: str, shape: Shape, processes: Sequence[Process]) -> str:
+    reasons = [p.failure or m.failure for p in processes if p.contestant == name
+               for m in (p.shapes or (Measured(shape),)) if m.shape == shape]
+    return next((r for r in reasons if r), "it was not measured")
+
+
+def _of(
+    runs: Mapping[int, Measured], values: Callable[[Measured], list[float]]
+) -> dict[int, NDArray[np.float64]]:
+    return {number: np.array(values(m)) for number, m in runs.items()}
+
+
+def _steps(measured: Measured) -> list[float]:
+    return [step for sample in measured.samples for step in sample.steps]
+
+
+def _firsts(measured: Measured) -> list[float]:
+    return [sample.first for sample in measured.samples]
+
+
+def _totals(measured: Measured) -> list[float]:
+    return [sample.total for sample in measured.samples]
