@@ -95,7 +95,8 @@ def attempt(source: Path, family: str, column: str, out: Path) -> Outcome:
 
 def table(outcomes: list[Outcome]) -> str:
     """Families down, columns across; a cell is the verdict, and the reason is below."""
-    columns = list(dict.fromkeys(o.column for o in outcomes))
+    ran = {o.column for o in outcomes}
+    columns = [column for column in (*COLUMNS, *COMPILED) if column in ran]
     lines = [
         "| architecture | what is special | " + " | ".join(columns) + " |",
         "| --- " * (len(columns) + 2) + "|",
@@ -104,7 +105,10 @@ def table(outcomes: list[Outcome]) -> str:
     for family, special in FAMILIES.items():
         cells = []
         for column in columns:
-            outcome = found[family, column]
+            outcome = found.get((family, column))
+            if outcome is None:
+                cells.append("not run")
+                continue
             worst = f", {outcome.worst_rho:.2f}" if outcome.worst_rho is not None else ""
             cells.append(f"{outcome.verdict}{worst}")
         lines.append(f"| {family} | {special} | " + " | ".join(cells) + " |")
@@ -156,17 +160,24 @@ def recorded() -> list[Outcome]:
     return [Outcome(**o) for o in json.loads(path.read_text(encoding="utf-8"))["outcomes"]]
 
 
+def kept(outcomes: list[Outcome], only: list[str], columns: list[str]) -> list[Outcome]:
+    """Earlier outcomes that a run of some architectures in some columns does not replace."""
+    return [o for o in outcomes if o.family not in only or o.column not in columns]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--compile", action="store_true", help="AOTInductor as well")
     parser.add_argument("--only", default=",".join(FAMILIES), help="architectures to run again")
     chosen = parser.parse_args()
+    only = chosen.only.split(",")
+    if unknown := sorted(set(only) - set(FAMILIES)):
+        parser.error(f"no such architecture: {', '.join(unknown)}; there are {', '.join(FAMILIES)}")
     warnings.simplefilter("ignore")
     import tiny_models
 
     columns = [*COLUMNS, *(COMPILED if chosen.compile else ())]
-    only = chosen.only.split(",")
-    outcomes = [o for o in recorded() if o.family not in only] if len(only) < len(FAMILIES) else []
+    outcomes = kept(recorded(), only, columns) if len(only) < len(FAMILIES) else []
     with tempfile.TemporaryDirectory(prefix="coverage-") as work:
         for family in only:
             task = tiny_models.TASKS.get(family, "feature-extraction")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BackendUnavailable, UsageError
 from ..session import Placement, Session
+from . import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy as np
     import torch
 
+    from ..artifacts import Artifact
+    from ..checkpoints import LoadedModel
     from ..spec import ModelSpec
 
 
@@ -85,6 +89,71 @@ class TensorSession(Session):
                 self._call(tensors)
 
         return launch
+
+
+class ArchiveSession(TensorSession):
+    """A program that torch loads from a file; a subclass says how."""
+
+    def __init__(self, spec: ModelSpec, path: Path, device: str, threads: int) -> None:
+        super().__init__(spec, device, threads)
+        self._program = self._load(path)
+
+    @abstractmethod
+    def _load(self, path: Path) -> Any:
+        """The file's program, on this session's device."""
+
+    def close(self) -> None:
+        super().close()
+        self.__dict__.pop("_program", None)
+
+    def _call(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        outputs = self._program(*tensors)
+        return (outputs,) if hasattr(outputs, "dtype") else tuple(outputs)
+
+
+class ArchiveRuntime(Runtime):
+    """Opens an archive that says, in a record, what it was made for.
+
+    Attributes:
+        file: its name in an artifact.
+        session: what runs it.
+    """
+
+    options: ClassVar[Mapping[str, Any]] = {"threads": 0}
+    file: ClassVar[str]
+    session: ClassVar[type[ArchiveSession]]
+
+    @abstractmethod
+    def _require_fit(self, path: Path, device: str, artifact: Artifact) -> None:
+        """Read the record, and refuse what would not run on ``device`` here.
+
+        Raises:
+            UsageError, BackendUnavailable: as :func:`require_fit`.
+        """
+
+    def unavailable(self, device: str = "cpu") -> str | None:
+        return unavailable(device)
+
+    def open(
+        self,
+        artifact: Artifact | LoadedModel,
+        device: str = "cpu",
+        options: Mapping[str, Any] | None = None,
+    ) -> Session:
+        """Options: ``threads`` (0: torch's default).
+
+        An archive is a program: the caller has verified its digest. What it was made for is read
+        before it is loaded.
+        """
+        chosen = self.resolve_options(options)
+        if reason := self.unavailable(device):
+            raise BackendUnavailable(reason)
+        from ..artifacts import Artifact
+
+        assert isinstance(artifact, Artifact)
+        path = artifact.root / self.file
+        self._require_fit(path, device, artifact)
+        return self.session(artifact.spec, path, device, chosen["threads"])
 
 
 def to_tensor(value: np.ndarray) -> torch.Tensor:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendUnavailable
-from . import Runtime, _torch
+from ..errors import BackendUnavailable, UsageError
+from . import _torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
-    import torch
-
     from ..artifacts import Artifact
-    from ..checkpoints import LoadedModel
-    from ..session import Session
-    from ..spec import ModelSpec
 
-PACKAGE = "model.pt2"
 RECORD = "wrapper_metadata.json"
 
 INSTRUCTIONS = {
@@ -31,56 +25,34 @@ INSTRUCTIONS = {
 """The function of ``torch.cpu`` that tells whether this processor has an instruction set."""
 
 
-class AOTInductor(Runtime):
-    formats = ("aotinductor",)
-    options: ClassVar[Mapping[str, Any]] = {"threads": 0}
-
-    def unavailable(self, device: str = "cpu") -> str | None:
-        return _torch.unavailable(device)
-
-    def open(
-        self,
-        artifact: Artifact | LoadedModel,
-        device: str = "cpu",
-        options: Mapping[str, Any] | None = None,
-    ) -> Session:
-        """Options: ``threads`` (0: torch's default).
-
-        A package is a program: the caller has verified its digest. What it was made for is read
-        before it is loaded.
-        """
-        chosen = self.resolve_options(options)
-        if reason := self.unavailable(device):
-            raise BackendUnavailable(reason)
-        from ..artifacts import Artifact
-
-        assert isinstance(artifact, Artifact)
-        path = artifact.root / PACKAGE
-        metadata = _torch.archive_record(path, RECORD)
-        _torch.require_fit(json.loads(metadata["modelport"]), device, artifact.format)
-        _require_instructions(metadata)
-        return AOTInductorSession(artifact.spec, path, device, chosen["threads"])
-
-
-class AOTInductorSession(_torch.TensorSession):
+class AOTInductorSession(_torch.ArchiveSession):
     """The package checks nothing by itself: a wrong dtype ends the process, a length beyond the
     range reads out of bounds. Feeds reach it only through the checks of ``Session``, row-major."""
 
     runtime = "aotinductor"
 
-    def __init__(self, spec: ModelSpec, path: Path, device: str, threads: int) -> None:
+    def _load(self, path: Path) -> Any:
         import torch._inductor
 
-        super().__init__(spec, device, threads)
-        self._package: Any = torch._inductor.aoti_load_package(str(path))
+        return torch._inductor.aoti_load_package(str(path))
 
-    def close(self) -> None:
-        super().close()
-        self.__dict__.pop("_package", None)
 
-    def _call(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        outputs: Any = self._package(*tensors)
-        return (outputs,) if hasattr(outputs, "dtype") else tuple(outputs)
+class AOTInductor(_torch.ArchiveRuntime):
+    formats = ("aotinductor",)
+    file = "model.pt2"
+    session = AOTInductorSession
+
+    def _require_fit(self, path: Path, device: str, artifact: Artifact) -> None:
+        metadata = _torch.archive_record(path, RECORD)
+        try:
+            record = json.loads(metadata["modelport"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"{path.name} is no package of this program: its metadata do not say what it is",
+                hint="export it again",
+            ) from error
+        _torch.require_fit(record, device, artifact.format)
+        _require_instructions(metadata)
 
 
 def _require_instructions(metadata: Mapping[str, Any]) -> None:

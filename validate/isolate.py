@@ -140,7 +140,7 @@ def _send(pipe: Connection, kind: str, content: object) -> None:
     pipe.send((kind, None, [(n, content[n].dtype, content[n].shape) for n in arrays]))
     for value in arrays.values():
         if value.size:
-            pipe.send_bytes(value.reshape(-1).view(np.uint8))
+            pipe.send_bytes(value.reshape(-1).view(np.uint8).data)
 
 
 def _receive(pipe: Connection) -> tuple[str, Any]:
@@ -151,7 +151,7 @@ def _receive(pipe: Connection) -> tuple[str, Any]:
     for name, dtype, shape in arrays:
         found[name] = np.empty(shape, dtype)
         if found[name].size:
-            pipe.recv_bytes_into(memoryview(found[name].reshape(-1).view(np.uint8)))
+            pipe.recv_bytes_into(found[name].reshape(-1).view(np.uint8).data)
     return str(kind), found
 
 

@@ -142,6 +142,13 @@ def test_a_package_that_does_not_fit_is_not_loaded(
 
 
 @pytest.mark.timeout(600)
+def test_somebody_elses_package(artifact: artifacts.Artifact, loads: list[Any]) -> None:
+    with pytest.raises(UsageError, match="do not say what it is"):
+        RUNTIME.open(with_metadata(artifact, modelport="no JSON"))
+    assert not loads
+
+
+@pytest.mark.timeout(600)
 def test_a_missing_instruction_set(
     artifact: artifacts.Artifact, loads: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
