@@ -38,25 +38,38 @@ def original(
     spec: ModelSpec,
     device: str = "cpu",
     rounded_to: str | None = None,
+    part: str | None = None,
 ) -> Opener:
     """Opens the unpatched source in eager mode, fed in the dtypes of ``spec``.
 
     Args:
         dtype: that it computes in.
         rounded_to: round its parameters to this dtype first.
+        part: the one that is meant, of a model of several graphs.
     """
 
     def opened() -> Session:
-        model = checkpoints.load_reference(checkpoint, dtype=dtype, attention="sdpa")
-        if rounded_to is not None:
-            _round_parameters(model.module, rounded_to)
+        model = whole(checkpoint, dtype, rounded_to)
+        model = model.parts[part] if part else model
         return runtimes.get("torch_eager").open(_fed_as(spec, model), device)
 
     return opened
 
 
+def whole(checkpoint: Checkpoint, dtype: Dtype, rounded_to: str | None = None) -> LoadedModel:
+    """The unpatched source; see :func:`original`."""
+    model = checkpoints.load_reference(checkpoint, dtype=dtype, attention="sdpa")
+    if rounded_to is not None:
+        _round_parameters(model.module, rounded_to)
+    return model
+
+
 def references(
-    artifact: Artifact | None, spec: ModelSpec, checkpoint: Checkpoint, device: str
+    artifact: Artifact | None,
+    spec: ModelSpec,
+    checkpoint: Checkpoint,
+    device: str,
+    part: str | None = None,
 ) -> References:
     """The sides of a comparison, by the precision that the artifact's manifest states.
 
@@ -67,13 +80,14 @@ def references(
 
     Args:
         artifact: None for a bare file, which is taken for float32.
+        part: the component that ``artifact`` is a view of.
 
     Raises:
         UsageError: the manifest states a precision there is no rule for.
     """
 
     def side(dtype: Dtype, rounded_to: str | None = None) -> Opener:
-        return original(checkpoint, dtype, spec, device, rounded_to)
+        return original(checkpoint, dtype, spec, device, rounded_to, part)
 
     precision = artifact.manifest.facts.get("precision") if artifact else None
     if artifact is None or precision is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,11 +28,15 @@ class Subject:
         open: a ``functools.partial`` of a function of a module, so that another process can call
             it.
         artifact: None for a bare file.
+        part: the component that is meant, of an artifact of several graphs.
+        parts: its components, where it is all of them.
     """
 
     spec: ModelSpec
     open: Callable[[], Session]
     artifact: Artifact | None = None
+    part: str | None = None
+    parts: Mapping[str, Subject] = field(default_factory=dict)
 
 
 def is_artifact(path: Path) -> bool:
@@ -47,8 +51,13 @@ def of_artifact(root: Path, runtime: str | None = None, device: str = "cpu") -> 
         UsageError, UnsafeError: it is none, or its files are not those of its manifest.
     """
     artifact = artifacts.verify(root)
-    opener = partial(open_session, artifact, runtime=runtime, device=device)
-    return Subject(artifact.spec, opener, artifact)
+
+    def subject(found: Artifact, part: str | None = None) -> Subject:
+        opener = partial(open_session, found, runtime=runtime, device=device)
+        return Subject(found.spec, opener, found, part)
+
+    parts = {name: subject(view, name) for name, view in artifact.components.items()}
+    return replace(subject(artifact), parts=parts)
 
 
 def of_file(

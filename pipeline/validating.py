@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import artifacts, checkpoints, profiles, validate
 from ..errors import UsageError
 from ..validate import matrix
-from . import deriving, subjects
+from . import deriving, generating, subjects
 from .references import HALVES, original, references
 from .request import ModelRequest, Notify
 from .texts import TEXTS
@@ -100,7 +101,10 @@ def validate_artifact(
             if reference
             else subjects.source_of(artifact)
         )
-    report = _judge(subject, checkpoint, device, limits, notify)
+    if subject.parts:
+        report = _judge_parts(subject, checkpoint, runtime, device, limits, notify)
+    else:
+        report = _judge(subject, checkpoint, device, limits, notify)
     if subject.artifact and reference is None and not (limits.sizes and report.accepted):
         summary = report.summary(subject.artifact.manifest.identity)
         artifacts.with_report(subject.artifact, artifacts.PARITY, report.to_json(), summary)
@@ -117,7 +121,7 @@ def _judge(
     subject: Subject, checkpoint: Checkpoint, device: str, limits: Limits, notify: Notify
 ) -> ParityReport:
     """Gates 0, A or B against a checkpoint, and C where it applies."""
-    sides = references(subject.artifact, subject.spec, checkpoint, device)
+    sides = references(subject.artifact, subject.spec, checkpoint, device, subject.part)
     plan = _plan(subject, checkpoint.root, limits)
     report = validate.judge(
         subject.open,
@@ -138,7 +142,7 @@ def _judge(
     essential = tuple(case for case in plan.cases if case.essential)
     effects = validate.measure_effects(
         subject.open,
-        original(checkpoint, "float64", subject.spec, device),
+        original(checkpoint, "float64", subject.spec, device, part=subject.part),
         deriving.text_cases(subject.spec, checkpoint.root) or deriving.enough(essential),
         spec=subject.spec,
         budget=budget,
@@ -147,11 +151,43 @@ def _judge(
     return report.with_effects(effects, budget)
 
 
+def _judge_parts(
+    subject: Subject,
+    checkpoint: Checkpoint,
+    runtime: str | None,
+    device: str,
+    limits: Limits,
+    notify: Notify,
+) -> ParityReport:
+    """Every part as a model of its own, and then what they generate together."""
+    artifact = subject.artifact
+    assert artifact is not None
+    if limits.inputs is not None:
+        raise UsageError("--inputs goes with an artifact of one graph",
+                         allowed=f"parts are drawn for: {', '.join(subject.parts)}")
+    reports = {}
+    for name, part in subject.parts.items():
+        sizes = {dim: chosen for dim, chosen in limits.sizes.items() if dim in part.spec.free}
+        reports[name] = _judge(part, checkpoint, device, replace(limits, sizes=sizes),
+                               partial(_of_part, notify, name))
+    first = next(iter(subject.parts.values()))
+    sides = references(first.artifact, first.spec, checkpoint, device, first.part)
+    return generating.judged(reports, artifact, checkpoint, limits.applied(sides.settings),
+                             runtime=runtime, device=device, notify=notify)
+
+
+def _of_part(notify: Notify, name: str, text: str) -> None:
+    notify(f"{name}: {text}")
+
+
 def _pair(
     path: Path, other: Path, runtime: str | None, device: str, limits: Limits, notify: Notify
 ) -> ParityReport:
     """Compare an artifact with another artifact; there is no truth, so no noise floor."""
     left, right = subjects.of_artifact(path, runtime, device), subjects.of_artifact(other)
+    if left.parts or right.parts:
+        raise UsageError("artifacts of several graphs are compared with their source only",
+                         allowed="--reference MODEL, or none")
     names = (left.spec.input_names, right.spec.input_names)
     if names[0] != names[1]:
         raise UsageError(

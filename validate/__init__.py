@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from .bisect import Culprit, Point, Probe, Reproduction, Tap, find_first, write_reproduction
 from .effects import Effect, EffectBudget, read_budget
+from .generation import compare_tokens, diversity
 from .html import to_html
 from .inputs import Case, draw, file_cases, given_case, text_cases
 from .isolate import IsolatedSession
 from .judge import Progress, Settings, judge, measure_effects
 from .junit import to_junit
 from .matrix import MAX_MEMORY, PADDINGS, LeftOut, Plan, admits, plan
-from .report import CaseRecord, ParityReport, Result, from_json
+from .report import CaseRecord, ParityReport, Result, from_json, joined
 from .rule import Rule, Verdict
 from .suppliers import ReferenceCache, SessionSource
 from .terminal import markdown, table
@@ -46,11 +47,14 @@ __all__ = [
     "Tap",
     "Verdict",
     "admits",
+    "compare_tokens",
+    "diversity",
     "draw",
     "file_cases",
     "find_first",
     "from_json",
     "given_case",
+    "joined",
     "judge",
     "markdown",
     "measure_effects",

@@ -137,9 +137,59 @@ class ParityReport:
         return replace(self, gates=gates, verdict=worst(gates.values()), effects=effects,
                        budget=budget)
 
+    def with_results(
+        self, gate: Gate, cases: tuple[CaseRecord, ...], results: tuple[Result, ...],
+        notes: tuple[str, ...] = (), seconds: float = 0.0,
+    ) -> ParityReport:
+        """This report with the results of one gate more; none of them is a failure, too."""
+        gates: dict[str, Verdict] = {**self.gates, gate: worst(r.verdict for r in results)}
+        return replace(
+            self, gates=gates, verdict=worst(gates.values()), cases=(*self.cases, *cases),
+            results=(*self.results, *results), notes=(*self.notes, *notes),
+            comparisons=self.comparisons + sum(r.samples for r in results),
+            seconds=self.seconds + seconds)
+
     def to_json(self) -> str:
         """The whole report as JSON text."""
         return _adapter().dump_json(self, indent=1).decode()
+
+
+def joined(reports: Mapping[str, ParityReport]) -> ParityReport:
+    """One report on the parts of a whole, which is as good as its worst part.
+
+    Cases and what was left out say which part they are of: ``part=decoder batch=3 …``.
+    """
+    parts = list(reports.values())
+    gates: dict[str, Verdict] = {
+        gate: worst(report.gates[gate] for report in parts if gate in report.gates)
+        for gate in dict.fromkeys(gate for report in parts for gate in report.gates)
+    }
+
+    def of(name: str, text: str) -> str:
+        return f"part={name} {text}"
+
+    return ParityReport(
+        verdict=worst(report.verdict for report in parts),
+        gates=gates,
+        rule=parts[0].rule,
+        noise_floor=all(report.noise_floor for report in parts),
+        comparisons=sum(report.comparisons for report in parts),
+        cases=tuple(replace(case, label=of(name, case.label), shape=of(name, case.shape))
+                    for name, report in reports.items() for case in report.cases),
+        results=tuple(replace(result, case=result.case if result.case == ANY
+                              else of(name, result.case))
+                      for name, report in reports.items() for result in report.results),
+        left_out=tuple(LeftOut(of(name, left.case), left.reason)
+                       for name, report in reports.items() for left in report.left_out),
+        notes=tuple(f"{name}: {note}" for name, report in reports.items()
+                    for note in report.notes),
+        sides={f"{name} {side}": text for name, report in reports.items()
+               for side, text in report.sides.items()},
+        seconds=sum(report.seconds for report in parts),
+        effects=tuple(replace(effect, output=f"{name} {effect.output}")
+                      for name, report in reports.items() for effect in report.effects),
+        budget=next((report.budget for report in parts if report.budget), None),
+    )
 
 
 def from_json(text: str | bytes) -> ParityReport:

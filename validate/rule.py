@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .compare import ErrorStats
 
 Verdict = Literal["pass", "suspect", "fail"]
-Gate = Literal["hygiene", "translation", "precision", "effect"]
+Gate = Literal["hygiene", "translation", "precision", "effect", "generation"]
 
 _ORDER: tuple[Verdict, ...] = ("pass", "suspect", "fail")
 

@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from ..model import Dtype
 
 
+ENCODER, DECODER = "encoder", "decoder"
+"""Components with the same part to play in several kinds of model."""
+
+PAST, TOTAL = "past", "past+sequence"
+"""Lengths of a cache before and after a step."""
+
+KEEP = "logits_to_keep"
+"""Input of a decoder: for how many of the last positions there are to be logits; 0 for all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One graph of a model.

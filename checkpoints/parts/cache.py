@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ...spec import TensorSpec
+from . import PAST, TOTAL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
 
-PAST, TOTAL = "past", "past+sequence"
+__all__ = ["PAST", "TOTAL", "GivenLayer", "filled", "flat", "past_and_present"]
 
 
 class GivenLayer(DynamicLayer):

@@ -17,17 +17,13 @@ from ...errors import UsageError
 from ...spec import Dim, ModelSpec, TensorSpec
 from .. import samples
 from ..facts import Facts
-from . import Part
-from .cache import PAST, TOTAL, filled, flat, past_and_present
+from . import DECODER, KEEP, PAST, TOTAL, Part
+from .cache import filled, flat, past_and_present
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..model import Dtype
-
-DECODER = "decoder"
-KEEP = "logits_to_keep"
-
 
 def parts(model: Any, root: Path, dtype: Dtype) -> tuple[Part, ...]:
     """The one part of a model that continues a text.

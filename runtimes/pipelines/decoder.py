@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from ...checkpoints.parts.cache import TOTAL
-from ...checkpoints.parts.decoder import DECODER, KEEP
+from ...checkpoints.parts import DECODER, KEEP, TOTAL
 from ...errors import UsageError
 from . import Pipeline, cache, hollow, required
 
