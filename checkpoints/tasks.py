@@ -21,16 +21,20 @@ class Task:
         mapping: name of transformers' table from model type to class for it.
         parts: kind of model, among :mod:`.parts`, that performs it in several steps with a state
             of its own; None where one forward pass does.
+        head: what follows ``AutoModelFor``, where it differs from the suffix.
     """
 
     suffix: str
     mapping: str
     parts: str | None = None
+    head: str = ""
 
     @property
     def auto(self) -> str:
         """Name of the auto class, which is also the key in a checkpoint's ``auto_map``."""
-        return "AutoModel" if self.suffix == "Model" else f"AutoModel{self.suffix}"
+        if self.suffix == "Model":
+            return "AutoModel"
+        return f"AutoModelFor{self.head}" if self.head else f"AutoModel{self.suffix}"
 
 
 TASKS: Mapping[str, Task] = {
@@ -47,6 +51,23 @@ TASKS: Mapping[str, Task] = {
         "ForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"),
     "audio-classification": Task(
         "ForAudioClassification", "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES"),
+    "next-sentence-prediction": Task(
+        "ForNextSentencePrediction", "MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES"),
+    "ctc": Task("ForCTC", "MODEL_FOR_CTC_MAPPING_NAMES"),
+    "audio-frame-classification": Task(
+        "ForAudioFrameClassification", "MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES"),
+    "audio-xvector": Task(
+        "ForXVector", "MODEL_FOR_AUDIO_XVECTOR_MAPPING_NAMES", head="AudioXVector"),
+    "semantic-segmentation": Task(
+        "ForSemanticSegmentation", "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES"),
+    "universal-segmentation": Task(
+        "ForUniversalSegmentation", "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES"),
+    "object-detection": Task("ForObjectDetection", "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES"),
+    "depth-estimation": Task("ForDepthEstimation", "MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES"),
+    "masked-image-modeling": Task(
+        "ForMaskedImageModeling", "MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES"),
+    "video-classification": Task(
+        "ForVideoClassification", "MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES"),
     "text-generation": Task("ForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", parts="decoder"),
     "text2text-generation": Task(
         "ForConditionalGeneration", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",

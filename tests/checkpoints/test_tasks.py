@@ -24,6 +24,11 @@ from modelport.errors import UsageError
     ("WhisperForConditionalGeneration", "automatic-speech-recognition"),
     ("MarianMTModel", "text2text-generation"),
     ("BarkModel", "text-to-audio"),
+    ("Wav2Vec2ForCTC", "ctc"),
+    ("WavLMForXVector", "audio-xvector"),
+    ("DetrForObjectDetection", "object-detection"),
+    ("SegformerForSemanticSegmentation", "semantic-segmentation"),
+    ("BertForNextSentencePrediction", "next-sentence-prediction"),
 ])
 def test_detected(architecture, task):
     assert tasks.detect({"architectures": [architecture]}) == task
