@@ -4,10 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test lint types demo clean slow article
+.PHONY: test lint types demo clean slow validator-table article
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# The table of faults rejected and false alarms that the README shows; about half an hour.
+validator-table: $(READY)
+	$(BIN)/python benchmarks/validator.py
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -3,6 +3,7 @@
     python benchmarks/export_cost.py                 # CamemBERT-base size, opset 11 and 17
     python benchmarks/export_cost.py --large         # also a 3.5 GB and a 13 GB checkpoint
     python benchmarks/export_cost.py --rounds 7
+    python benchmarks/export_cost.py --torch         # TorchScript and AOTInductor only
 
 optimum-onnx is installed into an environment of its own below ``.bench/``. Both tools export the
 same directory without validation, in turn (A B A B …), each run a process of its own. Results go
@@ -172,6 +173,35 @@ def exports_of_large(rounds: int) -> list[dict[str, Any]]:
     return found
 
 
+TORCH_FORMATS = {
+    "torchscript, trace": ["torchscript", "--mode", "trace"],
+    "torchscript, script": ["torchscript", "--mode", "script"],
+    "aotinductor": ["aotinductor"],
+}
+IMPORTS = "import torch, transformers; from transformers import CamembertForMaskedLM"
+
+
+def torch_formats(checkpoint: Path, rounds: int) -> dict[str, Any]:
+    """Peak memory of the formats whose weights pass through torch, beside the weights' own size."""
+    program = [sys.executable, "-m", "modelport", "export"]
+    log, out = WORK / "torch.log", WORK / "out" / "torch"
+    imports = [once([sys.executable, "-c", IMPORTS], log) for _ in range(rounds)]
+    weights = sum(f.stat().st_size for f in checkpoint.glob("*.safetensors")) / 1e6
+    found: dict[str, Any] = {
+        "weights_mb": round(weights, 1), "imports": summary(imports), "exports": {}
+    }
+    for name, arguments in TORCH_FORMATS.items():
+        runs = []
+        for _ in range(rounds):
+            shutil.rmtree(out, ignore_errors=True)
+            runs.append(once([*program, *arguments, "--model", str(checkpoint), "--output",
+                              str(out), "--no-validate", "--quiet"], log))
+            print(f"{name}: {runs[-1]}", flush=True)
+        found["exports"][name] = {**summary(runs), "raw": records(runs)}
+    shutil.rmtree(out, ignore_errors=True)
+    return found
+
+
 def startup(rounds: int) -> dict[str, Any]:
     """``modelport --help`` and ``modelport inspect`` as whole processes."""
     artifact = WORK / "out" / "modelport"
@@ -208,10 +238,26 @@ def markdown(result: dict[str, Any]) -> str:
                 f"{run['written_gb']} GB (plain write and fsync here: {run['disk_mb_s']} MB/s), "
                 f"exit {run['status']}."
             )
+    if "torch" in result:
+        lines += _torch_lines(result["torch"])
     for name, found in result["startup"].items():
         wall = found["wall_s"]
         lines.append(f"\n`modelport {name}`: {wall['median']} s [{wall['min']}, {wall['max']}]")
     return "\n".join(lines) + "\n"
+
+
+def _torch_lines(found: dict[str, Any]) -> list[str]:
+    """Peak over the imports, in multiples of the weights."""
+    imports, weights = found["imports"]["peak_mb"]["median"], found["weights_mb"]
+    lines = ["", f"The same checkpoint ({weights:.0f} MB of weights; importing torch and "
+             f"transformers peaks at {imports:.0f} MB) in the formats whose weights pass through "
+             f"torch; {found['imports']['runs']} runs each:", "", "| | wall | peak | above imports |", "| --- | --- | --- | --- |"]
+    for name, runs in found["exports"].items():
+        over = (runs["peak_mb"]["max"] - imports) / weights if "peak_mb" in runs else None
+        shown = f"{over:.2f} × weights" if over is not None else "–"
+        lines.append(f"| {name} | {_cell(runs, 'wall_s', 's')} | "
+                     f"{_cell(runs, 'peak_mb', 'MB')} | {shown} |")
+    return lines
 
 
 def _cell(found: dict[str, Any], name: str, unit: str) -> str:
@@ -225,6 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large", action="store_true", help="3.5 and 13 GB; needs 60 GB of disk")
+    parser.add_argument("--torch", action="store_true",
+                        help="TorchScript and AOTInductor only; the other results stay")
     parser.add_argument("--peer", type=Path, help="interpreter that has optimum-onnx already")
     parser.add_argument("--make", nargs=2, metavar=("DIR", "JSON"), help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
@@ -232,12 +280,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         large(Path(chosen.make[0]), **json.loads(chosen.make[1]))
         return
     WORK.mkdir(exist_ok=True)
+    if chosen.torch:
+        result = json.loads((RESULTS / "export_cost.json").read_text())
+        result["torch"] = torch_formats(camembert(), min(chosen.rounds, 3))
+        result["torch"]["environment"] = environment({sys.executable: PACKAGES})
+        versions = result["torch"]["environment"]["versions"]
+        result["torch"]["environment"]["versions"] = versions[sys.executable]
+        write(result)
+        return
     python = chosen.peer or venv(WORK / "optimum", PEER_REQUIREMENTS)
     checkpoint = camembert()
     result: dict[str, Any] = {
         "environment": environment({sys.executable: PACKAGES, str(python): PACKAGES}),
         "comparisons": [compare(python, checkpoint, opset, chosen.rounds) for opset in (11, 17)],
         "startup": startup(chosen.rounds),
+        "torch": torch_formats(checkpoint, min(chosen.rounds, 3)),
     }
     versions = result["environment"].pop("versions")
     result["environment"]["versions"] = dict(
@@ -245,6 +302,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if chosen.large:
         result["large"] = exports_of_large(1)
+    write(result)
+
+
+def write(result: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "export_cost.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / "export_cost.md").write_text(markdown(result))
