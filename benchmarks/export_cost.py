@@ -251,7 +251,8 @@ def _torch_lines(found: dict[str, Any]) -> list[str]:
     imports, weights = found["imports"]["peak_mb"]["median"], found["weights_mb"]
     lines = ["", f"The same checkpoint ({weights:.0f} MB of weights; importing torch and "
              f"transformers peaks at {imports:.0f} MB) in the formats whose weights pass through "
-             f"torch; {found['imports']['runs']} runs each:", "", "| | wall | peak | above imports |", "| --- | --- | --- | --- |"]
+             f"torch; {found['imports']['runs']} runs each:", "",
+             "| | wall | peak | above imports |", "| --- | --- | --- | --- |"]
     for name, runs in found["exports"].items():
         over = (runs["peak_mb"]["max"] - imports) / weights if "peak_mb" in runs else None
         shown = f"{over:.2f} × weights" if over is not None else "–"
