@@ -1,12 +1,14 @@
 """What reduced precision keeps and gains: similarities on real weights, size, and speed.
 
     python benchmarks/precision.py quality --output benchmarks/results/precision-quality.json
-    python benchmarks/precision.py speed   --output benchmarks/results/precision-speed.json
+    python benchmarks/precision.py prepare --work DIR
+    python benchmarks/precision.py speed --work DIR --output benchmarks/results/precision-speed.json
 
 quality: `demo`, 200 English sentences from the standard library's own documentation, mean-pooled
 embeddings; Spearman's correlation of all 19900 pairwise cosine similarities with those of the
 float32 artifact. speed: CamemBERT-base with seeded weights, sequence 128; one process for each
-measurement (thread pools of two sessions disturb each other), interleaved, ratios pair by pair.
+measurement (thread pools of two sessions disturb each other), interleaved, ratios pair by pair;
+stops after ``--seconds`` and goes on from its output in the next call.
 """
 
 from __future__ import annotations
@@ -32,7 +34,18 @@ VARIANTS: dict[str, dict[str, str]] = {
     "int8-dynamic, 20 dB": {"quantize": "int8-dynamic"},
     "int8-dynamic, all layers": {"quantize": "int8-dynamic", "budget": NO_LIMIT},
     "int8-static, all layers": {"quantize": "int8-static", "budget": NO_LIMIT},
+    "int8-weights": {"quantize": "int8-weights", "budget": NO_LIMIT},
+    "int4-weights": {"quantize": "int4-weights", "budget": NO_LIMIT},
+    "fp32, simplified": {"optimize": "simplify"},
+    "fp32, fused": {"optimize": "fuse"},
+    "int8-dynamic, simplified": {"quantize": "int8-dynamic", "budget": NO_LIMIT,
+                                 "optimize": "simplify"},
+    "int8-dynamic, fused": {"quantize": "int8-dynamic", "budget": NO_LIMIT, "optimize": "fuse"},
 }
+QUALITY = tuple(name for name in VARIANTS if "simplified" not in name and "fused" not in name)
+SPEED = ("fp32", "fp32, simplified", "fp32, fused", "bf16", "int8-dynamic, all layers",
+         "int8-dynamic, simplified", "int8-dynamic, fused", "int8-static, all layers",
+         "int8-weights", "int4-weights")
 RUNTIME = {"bf16": "openvino"}
 SHAPES = ((1, 128), (8, 128), (32, 128))
 SENTENCES = 200
@@ -82,7 +95,7 @@ def quality() -> dict[str, Any]:
     result: dict[str, Any] = {"sentences": len(texts), "pairs": len(upper[0]), "variants": {}}
     base: np.ndarray | None = None
     with tempfile.TemporaryDirectory() as place:
-        for name in VARIANTS:
+        for name in QUALITY:
             artifact = export("demo", name, Path(place, re.sub(r"\W+", "-", name)))
             made = embeddings(artifact, RUNTIME.get(name), texts)
             similarity = (made @ made.T)[upper]
@@ -102,32 +115,51 @@ def quality() -> dict[str, Any]:
     return result
 
 
-def speed(repeats: int) -> dict[str, Any]:
-    names = ["fp32", "int8-dynamic, all layers"]
-    raw: dict[str, dict[str, list[float]]] = {}
+def prepare(work: Path) -> None:
+    """Export what :func:`speed` measures; what is there already stays."""
+    for name in SPEED:
+        root = work / re.sub(r"\W+", "-", name)
+        if not (root / "manifest.json").exists():
+            export("camembert-base", name, root, "random")
+            print(name, "exported", file=sys.stderr)
+
+
+def speed(work: Path, before: dict[str, Any], repeats: int, seconds: float) -> dict[str, Any]:
+    """Measure what ``before``, an earlier result, lacks; stop after about ``seconds``."""
+    from modelport import artifacts
+
+    raw: dict[str, dict[str, list[float]]] = before.get("seconds", {})
     facts: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as place:
-        roots = {}
-        for name in names:
-            roots[name] = Path(place, re.sub(r"\W+", "-", name))
-            made = export("camembert-base", name, roots[name], "random").manifest.facts
-            facts[name] = {"bytes": made["weight_bytes"], "nodes": made["nodes"],
-                           "quantize": {k: v for k, v in made.get("quantize", {}).items()
-                                        if k.endswith("bytes")}}
-        for turn in range(repeats):
-            for shape in SHAPES:
-                for name in names[turn % 2 :] + names[: turn % 2]:
-                    took = measured(roots[name], RUNTIME.get(name), shape)
-                    raw.setdefault("x".join(map(str, shape)), {}).setdefault(name, []).append(took)
-                    print(turn, shape, name, round(1e3 * took, 1), "ms", file=sys.stderr)
+    roots = {name: work / re.sub(r"\W+", "-", name) for name in SPEED}
+    for name, root in roots.items():
+        manifest = artifacts.read(root).manifest
+        notes = manifest.facts.get("quantize", {})
+        facts[name] = {"identity": manifest.identity, "bytes": manifest.facts["weight_bytes"],
+                       "nodes": manifest.facts["nodes"],
+                       "matrices": {k: v for k, v in notes.items() if k.endswith("bytes")}}
+        if before and before["facts"].get(name, {}).get("identity") != manifest.identity:
+            for times in raw.values():
+                times.pop(name, None)
+    until = time.monotonic() + seconds
+    for turn in range(repeats):
+        for shape in SHAPES:
+            order = [*SPEED[turn % len(SPEED) :], *SPEED[: turn % len(SPEED)]]
+            for name in order:
+                times = raw.setdefault("x".join(map(str, shape)), {}).setdefault(name, [])
+                if len(times) > turn or time.monotonic() > until:
+                    continue
+                times.append(measured(roots[name], RUNTIME.get(name), shape))
+                print(turn, shape, name, round(1e3 * times[-1], 1), "ms", file=sys.stderr)
     ratios = {
         shape: {
-            name: _spread([a / b for a, b in zip(times["fp32"], times[name], strict=True)])
-            for name in names[1:]
+            name: _spread([a / b for a, b in zip(times["fp32"], times[name], strict=False)])
+            for name in SPEED[1:] if times.get(name) and times.get("fp32")
         }
         for shape, times in raw.items()
     }
-    return {"seconds": raw, "times_fp32": ratios, "facts": facts}
+    missing = sum(max(0, repeats - len(times.get(name, ()))) for times in raw.values()
+                  for name in SPEED)
+    return {"seconds": raw, "times_fp32": ratios, "facts": facts, "missing": missing}
 
 
 def measured(root: Path, runtime: str | None, shape: tuple[int, int]) -> float:
@@ -166,9 +198,11 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("quality", "speed", "one"))
+    parser.add_argument("what", choices=("quality", "prepare", "speed", "one"))
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--work", type=Path, help="keeps the artifacts between calls")
+    parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--root", type=Path)
     parser.add_argument("--runtime", default="onnxruntime")
     parser.add_argument("--shape", default="1x128")
@@ -177,7 +211,13 @@ def main() -> None:
         batch, length = map(int, chosen.shape.split("x"))
         print(one(chosen.root, chosen.runtime, (batch, length)))
         return
-    found = quality() if chosen.what == "quality" else speed(chosen.repeats)
+    if chosen.what == "prepare":
+        prepare(chosen.work)
+        return
+    before = json.loads(chosen.output.read_text()) if chosen.output and chosen.output.exists() \
+        and chosen.what == "speed" else {}
+    found = quality() if chosen.what == "quality" else \
+        speed(chosen.work, before, chosen.repeats, chosen.seconds)
     packages = ("modelport", "torch", "onnx", "onnxruntime", "openvino")
     environment = _paired.environment({sys.executable: packages})
     environment["versions"] = next(iter(environment["versions"].values()))

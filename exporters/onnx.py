@@ -378,7 +378,8 @@ def _claimed_quantised(file: Path, scheme: str) -> dict[str, int]:
     wanted = "int8-static" if scheme == "int8-symmetric" else scheme
     if not found[wanted]:
         shown = ", ".join(f"{count} {name}" for name, count in found.items()) or "none"
-        raise ClaimError(f"the file's quantised products are {shown}", allowed=wanted)
+        raise ClaimError(f"the file's quantised products are {shown}", allowed=wanted,
+                         hint="a wider --budget, if it was too narrow for any layer")
     return dict(sorted(found.items()))
 
 

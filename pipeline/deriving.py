@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import artifacts, checkpoints, transforms, validate
 from ..errors import UsageError
+from ..spec import terms
 from .opening import open_session
 from .texts import CORPUS, TEXTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
@@ -63,29 +65,28 @@ def derive(
         UsageError: the parent's graph cannot be transformed like that.
         ClaimError: what was written is not what was asked for.
     """
-    from ..artifacts import onnx_files
-
     transform = transforms.get(step.transform)
-    settings: dict[str, Any] = dict(step.settings)
-    if transform.measures:
-        texts = settings.pop("texts", None)
-        settings["samples"] = samples(model, Path(texts) if texts else None)
     before = parent.manifest
     metadata = {"modelport.parent": before.identity, "modelport.transform": transform.name}
-    kept = 0
-    while True:
-        result = transform.apply(onnx_files.load(parent.root), {**settings, "keep": kept})
-        onnx_files.save(result.model, root, metadata=metadata)
-        if not transform.relaxes or kept >= MOST_KEPT or _holds(parent, root, result, step):
-            break
-        kept = kept * 2 or 1
+    results = _applied(model, parent, root, step, metadata)
     written = exporter.read_back(model, root, step.result)
     for sidecar in model.sidecars:
         shutil.copyfile(sidecar, root / sidecar.name)
-    facts = {name: before.facts[name] for name in ("strategy", "traced") if name in before.facts}
-    facts |= {**written.facts, "made_by": transform.name, transform.name: dict(result.notes)}
-    if precision := result.precision or before.facts.get("precision"):
+    shared = {"strategy", "traced"} & set(before.facts)
+    facts = {name: before.facts[name] for name in shared}
+    facts |= {**written.facts, "made_by": transform.name}
+    components = {
+        name: dataclasses.replace(found, facts={
+            **found.facts, "traced": before.components[name].facts["traced"],
+            transform.name: dict(results[name].notes)})
+        for name, found in written.components.items()
+    }
+    if not components:
+        facts[transform.name] = dict(results[""].notes)
+    made = next(iter(results.values()))
+    if precision := made.precision or before.facts.get("precision"):
         facts["precision"] = precision
+    targets = {key: value for result in results.values() for key, value in result.target.items()}
     manifest = artifacts.Manifest(
         format=before.format,
         spec=written.spec,
@@ -96,10 +97,55 @@ def derive(
         files=artifacts.collect(root),
         attempts=before.attempts,
         parent=before.identity,
-        target={**before.target, **result.target},
+        target={**before.target, **targets},
         lineage=(*before.lineage, ancestor(parent)),
+        components=components,
     )
     return artifacts.write_manifest(root, manifest)
+
+
+def _applied(
+    model: LoadedModel, parent: Artifact, root: Path, step: Derivation, metadata: Mapping[str, str]
+) -> dict[str, transforms.TransformResult]:
+    """Transform every graph of the parent and write them; results by component, ``""`` for one
+    graph alone. Each component is relaxed by itself, the others as their parent has them."""
+    from ..artifacts import onnx_files
+
+    if not parent.components:
+        return {"": _kept_within_budget(model, parent, root, step, metadata)}
+    results = {}
+    with tempfile.TemporaryDirectory(prefix=".component-", dir=root) as place:
+        for name, view in parent.components.items():
+            results[name] = _kept_within_budget(
+                model.parts[name], view, Path(place), step, metadata)
+    graphs = {str(view.graph): results[name].model for name, view in parent.components.items()}
+    onnx_files.save_all(graphs, root, metadata=metadata)
+    return results
+
+
+def _kept_within_budget(
+    model: LoadedModel, parent: Artifact, place: Path, step: Derivation, metadata: Mapping[str, str]
+) -> transforms.TransformResult:
+    """Transform one graph and write it to ``place``, with more and more layers left alone until
+    the budget holds, where the transform has layers to leave alone."""
+    from ..artifacts import onnx_files
+
+    transform = transforms.get(step.transform)
+    settings: dict[str, Any] = dict(step.settings)
+    if transform.measures:
+        texts = settings.pop("texts", None)
+        settings["samples"] = samples(model, Path(texts) if texts else None)
+    file = parent.graph or onnx_files.MODEL
+    kept = 0
+    while True:
+        result = transform.apply(
+            onnx_files.load(parent.root / file), {**settings, "keep": kept})
+        judged = transform.relaxes and kept < MOST_KEPT
+        if judged or parent.graph is None:
+            onnx_files.save(result.model, place, name=file, metadata=metadata)
+        if not judged or _holds(parent, place, result, step):
+            return result
+        kept = kept * 2 or 1
 
 
 def _holds(
@@ -111,7 +157,7 @@ def _holds(
     """
     manifest = dataclasses.replace(parent.manifest, target=dict(result.target),
                                    facts={**parent.manifest.facts, "precision": result.precision})
-    candidate = artifacts.Artifact(root, manifest)
+    candidate = artifacts.Artifact(root, manifest, parent.graph)
     effects = validate.measure_effects(
         lambda: open_session(candidate),
         lambda: open_session(parent),
@@ -141,7 +187,7 @@ def text_cases(spec: ModelSpec, root: Path) -> tuple[validate.Case, ...]:
 def _drawn(spec: ModelSpec) -> tuple[validate.Case, ...]:
     """Cases without meaning, for models without a tokenizer; rows enough for an interval."""
     sizes = {name: tuple(s for s in (dim.min, dim.opt) if s <= MEASURED.get(name, s)) or (dim.min,)
-             for name, dim in spec.dims.items()}
+             for name, dim in spec.free.items()}
     return enough(validate.plan(spec, sizes=sizes).cases)
 
 
@@ -186,20 +232,43 @@ def samples(model: LoadedModel, texts: Path | None = None) -> list[Mapping[str, 
         return _from_file(model, texts)
     feeds: list[Mapping[str, np.ndarray]] = [model.samples]
     for seed, padding in enumerate(validate.PADDINGS[:2]):
-        small = {name: max(dim.min, 2 if name == "batch" else 1) for name, dim in spec.dims.items()}
-        sizes = {name: small[name] if name == "batch" else min(dim.max, max(LONGEST, dim.min))
-                 for name, dim in spec.dims.items()}
+        sizes = largest(spec)
         case = validate.Case(tuple(sorted(sizes.items())), padding, seed)
         if validate.admits(spec, sizes, padding):
             feeds.append(validate.draw(spec, case))
     root = model.checkpoint.root
-    if checkpoints.has_tokenizer(root) and set(spec.dims) <= {"batch", "sequence"}:
-        feeds.append(checkpoints.tokenize(root, TEXTS, spec.input_names))
+    if checkpoints.has_tokenizer(root) and set(spec.free) <= {"batch", "sequence", "past"}:
+        feeds.append(_tokenized(model, TEXTS))
     return feeds
 
 
+def largest(spec: ModelSpec) -> dict[str, int]:
+    """Sizes of the largest sample: two rows of up to :data:`LONGEST`, within every sum's limit."""
+    sizes = {name: max(dim.min, 2) if name == "batch" else min(dim.max, max(LONGEST, dim.min))
+             for name, dim in spec.free.items()}
+    for name, dim in spec.dims.items():
+        parts = terms(name)
+        if sum(sizes[part] for part in parts) > dim.max:
+            sizes |= {part: max(spec.dims[part].min, dim.max // len(parts)) for part in parts}
+    return sizes
+
+
+def _tokenized(model: LoadedModel, lines: Sequence[str]) -> dict[str, np.ndarray]:
+    """Feeds of text; a past is empty, and what else no tokenizer makes is 0."""
+    import numpy as np
+
+    spec, root = model.spec, model.checkpoint.root
+    text = [t.name for t in spec.inputs if t.role in ("tokens", "mask", "segments")]
+    longest = spec.dims["sequence"].max if "sequence" in spec.dims else None
+    made = checkpoints.tokenize(root, lines, text, longest)
+    batch, length = made[text[0]].shape
+    sizes = {"past": 0, "batch": batch, "sequence": length}
+    return {t.name: made[t.name] if t.name in made else
+            np.zeros(spec.shape(t, sizes), t.dtype) for t in spec.inputs}
+
+
 def _from_file(model: LoadedModel, path: Path) -> list[Mapping[str, np.ndarray]]:
-    root, spec = model.checkpoint.root, model.spec
+    root = model.checkpoint.root
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -209,12 +278,11 @@ def _from_file(model: LoadedModel, path: Path) -> list[Mapping[str, np.ndarray]]
     if not lines:
         raise UsageError(f"{path} holds no text", allowed="UTF-8 text, one sample a line",
                          hint="leave --texts out to calibrate on the built-in sentences")
-    longest = spec.dims["sequence"].max if "sequence" in spec.dims else None
     unknown = getattr(checkpoints.tokenizer(root), "unk_token_id", None)
     feeds: list[Mapping[str, np.ndarray]] = []
     lost = total = 0
     for start in range(0, len(lines), 8):
-        made = checkpoints.tokenize(root, lines[start : start + 8], spec.input_names, longest)
+        made = _tokenized(model, lines[start : start + 8])
         feeds.append(made)
         ids = made.get("input_ids")
         if ids is not None and unknown is not None:

@@ -105,7 +105,7 @@ def _blockwise(block: int) -> Callable[..., tuple[torch.Tensor, ...]]:
     def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         x, *rest = inputs
         parts = []
-        for part in x.split(block, dim=-1):
+        for part in torch.split(x, block, dim=-1):
             step = part.abs().amax(dim=-1, keepdim=True) / 127
             step = torch.where(step > 0, step, torch.ones_like(step))
             parts.append((part / step).round() * step)

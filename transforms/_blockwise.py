@@ -113,4 +113,4 @@ def _levels(piece: np.ndarray, step: np.ndarray, bits: int) -> np.ndarray:
     import numpy as np
 
     half = 2 ** (bits - 1)
-    return np.clip(np.rint(piece / step[..., None]), -half, half - 1)
+    return np.asarray(np.clip(np.rint(piece / step[..., None]), -half, half - 1))

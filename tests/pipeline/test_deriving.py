@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from modelport import artifacts, checkpoints, exporters, pipeline, transforms
+from modelport import artifacts, checkpoints, exporters, pipeline, transforms, validate
 from modelport.artifacts import Artifact, onnx_files
 from modelport.errors import ClaimError, OpsetTooLow, UsageError
 from modelport.exporters import Derivation
@@ -191,3 +191,44 @@ def test_the_scheme_is_read_from_the_file(
     with pytest.raises(ClaimError, match=f"{asked}"):
         exporters.get("onnx").read_back(
             model, artifact.root, OnnxOptions(quantize=other))
+
+
+@pytest.mark.parametrize("options", [
+    {"optimize": "simplify"}, {"dtype": "fp16"}, {"quantize": "int8-dynamic"},
+    {"quantize": "int8-weights"},
+    {"quantize": "int4-weights", "budget": "sqnr_db=5,agreement=0,agreement_low=0"},
+], ids=str)
+def test_every_graph_of_a_model_that_generates_is_transformed(
+    options: dict[str, object], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tiny("gpt2", "text-generation")
+    made = export(source, tmp_path / "out", **options)
+    name = next(iter(options.values()))
+    parent = export(source, tmp_path / "parent")
+    for component, view in made.components.items():
+        facts = view.manifest.facts
+        assert facts[facts["made_by"]]["nodes_after"] > 0
+        assert facts["traced"] == parent.component(component).manifest.facts["traced"]
+        if options.get("quantize"):
+            assert facts["precision"] == name
+            assert facts["quantised_products"][name] > 4
+        sizes = {d: {"batch": 2, "past": 3}.get(d, 5) for d in view.spec.free}
+        feeds = validate.draw(view.spec, validate.Case(tuple(sorted(sizes.items())), "none", 1))
+        with (pipeline.open_session(view) as session,
+              pipeline.open_session(parent.component(component)) as original):
+            found, expected = session.run(feeds), original.run(feeds)
+        for output, value in expected.items():
+            error = np.sqrt(np.mean((found[output] - value) ** 2)) / np.std(value)
+            assert error < (1e-4 if "optimize" in options else 0.3), output
+            assert error or "optimize" in options
+
+
+def test_the_largest_sample_keeps_within_the_limit_of_a_sum(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = checkpoints.load(checkpoints.resolve(str(tiny("gpt2", "text-generation"))))
+    (part,) = model.parts.values()
+    found = deriving.largest(part.spec)
+    assert 0 < found["past"] + found["sequence"] <= part.spec.dims["past+sequence"].max
+    for feeds in deriving.samples(part):
+        part.spec.check(feeds)
