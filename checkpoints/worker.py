@@ -45,6 +45,8 @@ def draw_random(root: str, out: str, class_name: str, seed: int) -> None:
                 buffer.add_(torch.randn_like(buffer), alpha=0.02)
             elif name.endswith("running_var"):
                 buffer.mul_(torch.randn_like(buffer).mul_(0.1).exp_())
+            elif buffer.ndim > 1 and buffer.is_floating_point() and not buffer.any():
+                buffer.normal_()  # a codebook of zeros makes every code the same
     model.save_pretrained(out, max_shard_size="2GB")
 
 
