@@ -115,6 +115,11 @@ class Exporter(ABC, Generic[Options]):
         """Transforms that lead from :meth:`base` to what was asked for, in order."""
         return ()
 
+    def candidates(self, options: Options) -> tuple[Options, ...]:
+        """Combinations to build and measure, the most promising first, where the options leave the
+        choice to a search; they then have ``objective`` and ``search_seconds``."""
+        return ()
+
     def raised(self, options: Options, opset: int) -> Options | None:
         """The same options at a higher opset; None where they leave no room for one."""
         return None

@@ -31,6 +31,12 @@ BF16_MIN_OPSET = 13
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 GRAPH = "model.onnx"
 AUTO = "auto"
+SEARCHED = (
+    ("fp32", "none"), ("fp32", "int8-dynamic"), ("fp32", "int8-weights"), ("fp32", "int8-static"),
+    ("bf16", "none"), ("fp16", "none"), ("fp32", "int4-weights"),
+)
+"""``--dtype`` and ``--quantize`` of a search, those that gained most on CPUs first."""
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +50,16 @@ class OnnxOptions:
     optimize: str = field(
         default="none",
         metadata={
-            "help": "graph transforms; fuse ties the file to ONNX Runtime",
-            "choices": ("none", "simplify", "fuse"),
+            "help": "graph transforms; fuse ties the file to ONNX Runtime; auto searches all "
+            "combinations, with --dtype and --quantize",
+            "choices": ("none", "simplify", "fuse", "auto"),
         },
     )
     strategy: str = field(
         default="auto",
         metadata={
             "help": "how to capture the graph; auto tries the cheapest first",
-            "choices": ("auto", "trace", "dynamo"),
+            "choices": ("auto", "trace", "dynamo", "transformers"),
         },
     )
     dtype: str = field(
@@ -80,6 +87,16 @@ class OnnxOptions:
     budget: str = field(
         default="",
         metadata={"help": "effects accepted of --quantize, such as sqnr_db=15,agreement=0.99"},
+    )
+    objective: str = field(
+        default="latency",
+        metadata={
+            "help": "what --optimize auto installs the best for",
+            "choices": ("latency", "throughput", "size", "memory"),
+        },
+    )
+    search_seconds: int = field(
+        default=1800, metadata={"help": "time for --optimize auto; call again to go on"}
     )
 
 
@@ -122,6 +139,8 @@ class OnnxExporter(Exporter[OnnxOptions]):
                 allowed=f"{lowest_static} to {highest}; int8-dynamic at any",
                 hint=f"--opset {lowest_static}, --opset auto, or --quantize int8-dynamic",
             )
+        if options.search_seconds < 1:
+            raise UsageError(f"{options.search_seconds} seconds to search", allowed="at least 1")
         if options.quantize != "none" and options.dtype != "fp32":
             raise UsageError(
                 f"--quantize {options.quantize} starts from float32",
@@ -131,6 +150,15 @@ class OnnxExporter(Exporter[OnnxOptions]):
     def base(self, options: OnnxOptions) -> OnnxOptions:
         return replace(options, opset=chosen_opset(options), optimize="none", dtype="fp32",
                        quantize="none")
+
+    def candidates(self, options: OnnxOptions) -> tuple[OnnxOptions, ...]:
+        if options.optimize != AUTO:
+            return ()
+        asked = (options.dtype, options.quantize)
+        precisions = SEARCHED if asked == ("fp32", "none") else (asked,)
+        opset = chosen_opset(options)
+        return tuple(replace(options, opset=opset, optimize=graph, dtype=dtype, quantize=quantize)
+                     for dtype, quantize in precisions for graph in ("none", "simplify", "fuse"))
 
     def raised(self, options: OnnxOptions, opset: int) -> OnnxOptions | None:
         if options.opset != AUTO or not chosen_opset(options) < opset <= OPSETS[-1]:

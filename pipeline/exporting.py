@@ -65,6 +65,13 @@ def export(
     exporter = exporters.get(format)
     options = exporter.options_type() if options is None else options
     exporter.check(options)
+    if exporter.candidates(options):
+        if not validate:
+            raise UsageError("a search drops what fails its gates, so it cannot do without them",
+                             hint="leave --no-validate out")
+        from . import searching
+
+        return searching.search(exporter, request, output, options, force=force, notify=notify)
     with ExitStack() as stack:
         staging = stack.enter_context(artifacts.stage(output, force=force))
         notify(f"finding {request.model}")
@@ -195,12 +202,12 @@ def _attempt(
                 raise  # there is nothing else to try, and it says what is wrong
             return outcome("failed", what + str(error))
         except Exception as error:  # noqa: BLE001 - an exporter may fail in any way; the next one is tried
-            return outcome("failed", what + _first_line(error))
+            return outcome("failed", what + first_line(error))
         attempts = (*before, outcome("kept", "" if validate else "not validated"))
         artifact = _with_attempts(artifact, attempts)
         if validate and _is_judged(steps, index):
             notify(f"validating {step.transform if step else ''} in a process of its own")
-            manifest = _validate_in_child(place)
+            manifest = validate_in_child(place)
             artifact = artifacts.read(place)
             if not manifest.proven:
                 _promote(root, place)
@@ -278,7 +285,7 @@ def _traced(model: LoadedModel) -> dict[str, int]:
     return model.spec.check(model.samples)
 
 
-def _validate_in_child(root: Path) -> artifacts.Manifest:
+def validate_in_child(root: Path) -> artifacts.Manifest:
     """Validate in a fresh process, so that neither side's memory adds to the other's."""
     device = artifacts.read(root).manifest.target.get("device", "cpu")
     command = [sys.executable, "-m", "modelport", "validate", str(root), "--quiet", "--json",
@@ -310,7 +317,7 @@ def _no_strategy_left(attempts: list[Attempt], where: Path | None) -> ModelportE
     return ExportError(f"no strategy produced an artifact ({tried})", hint="run again with -v")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0][:300] if text else 'no message'}"
 

@@ -1,0 +1,375 @@
+"""``--optimize auto``: build combinations of transforms, prove each, measure, keep the front.
+
+Every combination is an artifact of its own below ``OUTPUT.search``; what is there already is not
+built again, and what was measured is not measured again, so a search goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from .. import artifacts, checkpoints
+from ..artifacts.directory import REASON
+from ..errors import (
+    ExportError,
+    ModelportError,
+    ParityError,
+    UnavailableError,
+    UnsafeError,
+    UsageError,
+)
+from ..runtimes import benchmark
+from . import deriving, exporting
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ..artifacts import Artifact
+    from ..checkpoints import LoadedModel
+    from ..exporters import Derivation, Exporter
+    from ..runtimes.benchmark import Row
+    from .request import ModelRequest, Notify
+
+Outcome = Literal["measured", "rejected", "failed", "left out"]
+OBJECTIVES = ("latency", "throughput", "size", "memory")
+MANY = 8
+"""Rows of the call that throughput and memory are measured at."""
+
+ROUNDS = 5
+"""Fresh processes for each figure, as far as the time allows."""
+
+SAMPLING = benchmark.Sampling(warmup=2, samples=30, min_samples=3, seconds=3.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One combination and what became of it.
+
+    Attributes:
+        options: that differ from the plain export's.
+        bytes: of its weights.
+        latency_s: of a call with one row, median.
+        rows_per_s: of calls with :data:`MANY` rows, median.
+        peak_bytes: resident, of the process that ran those.
+        front: no other trial is at least as good in all four and better in one.
+    """
+
+    name: str
+    options: dict[str, Any]
+    outcome: Outcome
+    reason: str = ""
+    runtime: str = ""
+    bytes: int = 0
+    latency_s: float = 0.0
+    rows_per_s: float = 0.0
+    peak_bytes: int = 0
+    front: bool = False
+
+    def costs(self) -> tuple[float, float, float, float]:
+        """The four figures in the order of :data:`OBJECTIVES`, less being better."""
+        return self.latency_s, -self.rows_per_s, self.bytes, self.peak_bytes
+
+    def line(self) -> str:
+        """The figures, or why there are none."""
+        if self.outcome != "measured":
+            return self.reason
+        place = "on the front" if self.front else "not on the front"
+        return (f"{1e3 * self.latency_s:.4g} ms a row alone, {self.rows_per_s:.4g} rows/s by "
+                f"{MANY}, weights {self.bytes / 1e6:.4g} MB, peak {self.peak_bytes / 1e6:.4g} MB "
+                f"({self.runtime}); {place}")
+
+
+class Search:
+    """A search of one model's combinations in one directory.
+
+    Args:
+        workshop: where the combinations lie.
+        seconds: nothing is begun that would end later, by what the longest took so far.
+    """
+
+    def __init__(
+        self,
+        exporter: Exporter[Any],
+        request: ModelRequest,
+        model: LoadedModel,
+        workshop: Path,
+        seconds: float,
+        notify: Notify,
+    ) -> None:
+        self._exporter = exporter
+        self._request = request
+        self._model = model
+        self._workshop = workshop
+        self._end = time.monotonic() + seconds
+        self._longest = 0.0
+        self._notify = notify
+        self._base: Any = None
+
+    def run(self, candidates: Sequence[Any]) -> tuple[list[Trial], dict[str, Artifact]]:
+        """Try all; the trials, the front marked, and the artifacts of those that were measured.
+
+        Raises:
+            ModelportError: the plain export, which all others are made from, failed.
+        """
+        self._base = self._exporter.base(candidates[0])
+        self._artifact(self._base, ())
+        trials: list[Trial] = []
+        made: dict[str, Artifact] = {}
+        for options in candidates:
+            name = self._name(options)
+            self._notify(f"search: {name}")
+            trial, artifact = self._try(name, options)
+            if artifact is not None:
+                trial = self._measured([trial], {name: artifact}, rounds=1)[0]
+            if artifact is not None and trial.outcome == "measured":
+                made[name] = artifact
+            trials.append(trial)
+        for rounds in range(2, ROUNDS + 1):
+            if not made or self._over():
+                break
+            self._notify(f"search: round {rounds} of {ROUNDS}")
+            trials = self._measured(trials, made, rounds)
+        return _with_front(trials), made
+
+    def _over(self) -> bool:
+        return time.monotonic() + self._longest > self._end
+
+    def _name(self, options: Any) -> str:
+        changed = self._changed(options)
+        return ", ".join(str(value) for value in changed.values()) or "plain"
+
+    def _changed(self, options: Any) -> dict[str, Any]:
+        plain = dataclasses.asdict(self._base)
+        return {key: value for key, value in dataclasses.asdict(options).items()
+                if value != plain[key] and key in ("optimize", "dtype", "quantize")}
+
+    def _try(self, name: str, options: Any) -> tuple[Trial, Artifact | None]:
+        changed = self._changed(options)
+        if self._over() and not self._known(options):
+            return Trial(name, changed, "left out", "the time was over"), None
+        start = time.monotonic()
+        try:
+            steps = self._exporter.derivations(options)
+            artifact = self._artifact(options, steps)
+        except UnsafeError:
+            raise
+        except ModelportError as error:
+            kind: Outcome = "rejected" if error.exit_code == 3 else "failed"
+            return Trial(name, changed, kind, error.found), None
+        finally:
+            self._longest = max(self._longest, time.monotonic() - start)
+        size = sum(artifact.manifest.facts["weight_bytes"].values())
+        return Trial(name, changed, "measured", bytes=size), artifact
+
+    def _place(self, options: Any) -> Path:
+        plain = dataclasses.asdict(options)
+        said = [self._model.source.digest, exporting.tool_versions(),
+                {k: v for k, v in plain.items() if k not in ("objective", "search_seconds")}]
+        key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        return self._workshop / key[:16]
+
+    def _known(self, options: Any) -> bool:
+        place = self._place(options)
+        return any(p.exists() for p in (place, _rejected(place), _failed(place)))
+
+    def _artifact(self, options: Any, steps: Sequence[Derivation]) -> Artifact:
+        """The proven artifact of these options, made from that of one step less."""
+        place = self._place(steps[-1].result if steps else options)
+        if place.exists():
+            return artifacts.verify(place)
+        if _failed(place).exists():
+            raise ExportError(_failed(place).read_text(encoding="utf-8"))
+        if _rejected(place).exists():
+            raise ParityError((_rejected(place) / REASON).read_text(encoding="utf-8").strip())
+        if not steps:
+            return exporting.export(self._exporter.name, self._request, place, options,
+                                    notify=self._notify)
+        parent = self._artifact(options if steps[:-1] else self._base, steps[:-1])
+        try:
+            return self._derived(parent, place, steps[-1])
+        except ModelportError as error:
+            if not isinstance(error, ParityError | UnavailableError):  # what may come yet
+                _failed(place).write_text(error.found, encoding="utf-8")
+            raise
+        except Exception as error:
+            reason = exporting.first_line(error)
+            _failed(place).write_text(reason, encoding="utf-8")
+            raise ExportError(reason) from error
+
+    def _derived(self, parent: Artifact, place: Path, step: Derivation) -> Artifact:
+        with artifacts.stage(place) as staging:
+            deriving.derive(self._exporter, self._model, parent, staging.root, step)
+            manifest = exporting.validate_in_child(staging.root)
+            if not manifest.proven:
+                verdict = manifest.parity.verdict if manifest.parity else "no verdict"
+                reason = f"{step.transform}: parity: {verdict}"
+                staging.reject(reason)
+                raise ParityError(reason)
+            return artifacts.read(staging.commit())
+
+    def _measured(
+        self, trials: Sequence[Trial], made: dict[str, Artifact], rounds: int
+    ) -> list[Trial]:
+        """The trials with the figures of so many rounds; those of before are used again."""
+        dims = self._model.spec.dims
+        length = dims["sequence"].opt if "sequence" in dims else 1
+        many = min(MANY, dims["batch"].max) if "batch" in dims else 1
+        request = benchmark.SweepRequest(
+            tuple(_subject(name, artifact) for name, artifact in made.items()),
+            self._workshop / "measured",
+            batches=tuple(sorted({1, many})), sequences=(length,),
+            threads=(len(os.sched_getaffinity(0)),),
+            rounds=rounds, aa=False, sampling=SAMPLING, measure_ceilings=False)
+        rows: dict[tuple[str, int], Row] = {
+            (row.cell.subject, row.cell.batch): row for row in benchmark.run_sweep(request).rows}
+        return [_filled(trial, rows[trial.name, 1], rows[trial.name, many])
+                if trial.name in made else trial for trial in trials]
+
+
+def search(
+    exporter: Exporter[Any],
+    request: ModelRequest,
+    output: Path,
+    options: Any,
+    *,
+    force: bool,
+    notify: Notify,
+) -> Artifact:
+    """Try the combinations that ``options`` leave open and place the best for its objective.
+
+    Its manifest holds the table of all trials (``facts.search``). Combinations on the front stay
+    below ``OUTPUT.search``, and if the time was over before the end, all others too.
+
+    Raises:
+        UsageError: the model is several graphs, which are not measured as one.
+        ModelportError: as :func:`~.exporting.export`; every combination failed.
+    """
+    start = time.monotonic()
+    candidates = exporter.candidates(options)
+    objective, seconds = options.objective, options.search_seconds
+    workshop = output.with_name(f"{output.name}.search")
+    with artifacts.stage(output, force=force) as staging:
+        model = checkpoints.load(
+            request.resolve(), attention=exporter.attention(exporter.base(options)))
+        if model.parts:
+            raise UsageError(
+                "--optimize auto measures models of one graph, and this one is "
+                + ", ".join(model.parts),
+                allowed="one of --optimize, --dtype and --quantize",
+                hint="--quantize int8-weights")
+        workshop.mkdir(parents=True, exist_ok=True)
+        work = Search(exporter, request, model, workshop, seconds, notify)
+        trials, made = work.run(candidates)
+        best, why = choose(trials, objective)
+        shutil.copytree(made[best.name].root, staging.root, dirs_exist_ok=True)
+        manifest = made[best.name].manifest
+        table = {
+            "objective": objective,
+            "chosen": best.name,
+            "why": why,
+            "search_seconds": seconds,
+            "seconds": round(time.monotonic() - start, 1),
+            "threads": len(os.sched_getaffinity(0)),
+            "trials": [dataclasses.asdict(trial) for trial in trials],
+        }
+        attempts = tuple(artifacts.Attempt(t.name, _kind(t, best), _told(t, best, why))
+                         for t in trials)
+        artifacts.write_manifest(staging.root, dataclasses.replace(
+            manifest, attempts=(*manifest.attempts, *attempts),
+            facts={**manifest.facts, "search": table}))
+        placed = artifacts.read(staging.commit())
+    if not any(trial.outcome == "left out" for trial in trials):
+        _drop_dominated(trials, made)
+    return placed
+
+
+def choose(trials: Sequence[Trial], objective: str) -> tuple[Trial, str]:
+    """The best trial on the front, and why it is.
+
+    Raises:
+        UsageError: an unknown objective.
+        ExportError: none was measured.
+    """
+    if objective not in OBJECTIVES:
+        raise UsageError(f"the objective {objective!r} is unknown", allowed=", ".join(OBJECTIVES))
+    front = [trial for trial in trials if trial.front]
+    if not front:
+        raise ExportError(
+            "no combination passed its gates and was measured ("
+            + "; ".join(f"{t.name}: {t.reason}" for t in trials) + ")",
+            hint="a longer --search-seconds, or --optimize none")
+    index = OBJECTIVES.index(objective)
+    ordered = sorted(front, key=lambda t: (t.costs()[index], t.costs()))
+    best, rest = ordered[0], ordered[1:]
+    words = ("lowest latency", "highest throughput", "smallest weights", "lowest peak memory")
+    why = f"{words[index]} of {len(front)} on the front"
+    if rest:
+        ratio = max(abs(rest[0].costs()[index]), 1e-12) / max(abs(best.costs()[index]), 1e-12)
+        why += f"; next is {rest[0].name}, {100 * abs(1 - ratio):.1f} % behind"
+    return best, why
+
+
+def _with_front(trials: Sequence[Trial]) -> list[Trial]:
+    measured = [trial for trial in trials if trial.outcome == "measured"]
+
+    def dominated(trial: Trial) -> bool:
+        mine = trial.costs()
+        return any(other.costs() != mine
+                   and all(a <= b for a, b in zip(other.costs(), mine, strict=True))
+                   for other in measured)
+
+    return [dataclasses.replace(t, front=t.outcome == "measured" and not dominated(t))
+            for t in trials]
+
+
+def _filled(trial: Trial, one: Row, many: Row) -> Trial:
+    for row in (one, many):
+        if row.p50 is None or row.throughput is None or row.memory is None:
+            return dataclasses.replace(trial, outcome="failed",
+                                       reason=f"not measured: {row.detail or row.status}")
+    assert one.p50 is not None
+    assert many.throughput is not None
+    assert many.memory is not None
+    return dataclasses.replace(
+        trial, outcome="measured", reason="", runtime=one.runtime, latency_s=one.p50.value,
+        rows_per_s=many.throughput.value, peak_bytes=many.memory.peak)
+
+
+def _subject(name: str, artifact: Artifact) -> benchmark.Subject:
+    manifest = artifact.manifest
+    return benchmark.Subject(
+        name, str(artifact.root.absolute()), manifest.identity, parity="pass",
+        dtype=str(manifest.facts.get("precision") or "float32"),
+        weight_bytes=sum(manifest.facts["weight_bytes"].values()))
+
+
+def _kind(trial: Trial, best: Trial) -> Literal["kept", "rejected", "failed", "skipped"]:
+    if trial.outcome == "measured":
+        return "kept" if trial.name == best.name else "skipped"
+    return "skipped" if trial.outcome == "left out" else trial.outcome
+
+
+def _told(trial: Trial, best: Trial, why: str) -> str:
+    return f"{trial.line()}; {why}" if trial.name == best.name else trial.line()
+
+
+def _drop_dominated(trials: Sequence[Trial], made: dict[str, Artifact]) -> None:
+    for trial in trials:
+        if trial.name in made and not trial.front:
+            shutil.rmtree(made[trial.name].root)
+
+
+def _failed(place: Path) -> Path:
+    return place.with_name(f"{place.name}.failed")
+
+
+def _rejected(place: Path) -> Path:
+    return place.with_name(f"{place.name}.rejected")

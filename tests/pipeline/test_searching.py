@@ -1,0 +1,126 @@
+"""--optimize auto: what fails is dropped, the front is kept, the best is placed, and it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from modelport import artifacts, exporters, pipeline
+from modelport.errors import ExportError, UsageError
+from modelport.exporters.onnx import OnnxOptions
+from modelport.pipeline import deriving, searching
+from modelport.pipeline.searching import Trial
+from modelport.runtimes import benchmark
+
+
+def measured(name: str, latency: float, rows: float, size: int, peak: int) -> Trial:
+    return Trial(name, {}, "measured", "", "onnxruntime", size, latency, rows, peak)
+
+
+TRIALS = searching._with_front([
+    measured("plain", 0.010, 100, 400, 900),
+    measured("int8", 0.004, 300, 100, 600),
+    measured("half", 0.012, 90, 200, 500),
+    measured("same as int8", 0.004, 300, 100, 600),
+    Trial("broken", {}, "rejected", "parity: fail"),
+])
+
+
+def test_the_front_is_what_nothing_beats_in_everything() -> None:
+    assert [t.name for t in TRIALS if t.front] == ["int8", "half", "same as int8"]
+
+
+@pytest.mark.parametrize(("objective", "name"), [
+    ("latency", "int8"), ("throughput", "int8"), ("size", "int8"), ("memory", "half")])
+def test_the_best_for_an_objective(objective: str, name: str) -> None:
+    best, why = searching.choose(TRIALS, objective)
+    assert best.name == name
+    assert "of 3 on the front" in why
+    assert "% behind" in why
+
+
+def test_how_far_the_next_is_behind() -> None:
+    two = searching._with_front([measured("a", 1.0, 100, 2, 2), measured("b", 2.0, 125, 1, 1)])
+    assert searching.choose(two, "latency")[1].endswith("next is b, 100.0 % behind")
+    assert searching.choose(two, "throughput")[1].endswith("next is a, 20.0 % behind")
+
+
+def test_nothing_to_choose_from() -> None:
+    with pytest.raises(UsageError, match="objective 'beauty'"):
+        searching.choose(TRIALS, "beauty")
+    with pytest.raises(ExportError, match="broken: parity: fail"):
+        searching.choose(TRIALS[-1:], "latency")
+
+
+def test_a_search_covers_graphs_and_precisions_unless_one_is_asked_for() -> None:
+    exporter = exporters.get("onnx")
+    every = exporter.candidates(OnnxOptions(optimize="auto", opset="auto"))
+    assert len(every) == len(set(every)) == 21
+    assert {o.opset for o in every} == {17}
+    assert not any(o.optimize == "auto" for o in every)
+    asked = exporter.candidates(OnnxOptions(optimize="auto", dtype="fp16"))
+    assert {(o.dtype, o.quantize) for o in asked} == {("fp16", "none")}
+    assert exporter.candidates(OnnxOptions(optimize="fuse")) == ()
+    with pytest.raises(UsageError, match="0 seconds"):
+        exporter.check(OnnxOptions(search_seconds=0))
+
+
+def test_a_search_needs_its_gates_and_one_graph(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    options = OnnxOptions(optimize="auto")
+    request = pipeline.ModelRequest(str(tiny("bert")))
+    with pytest.raises(UsageError, match="cannot do without"):
+        pipeline.export("onnx", request, tmp_path / "out", options, validate=False)
+    several = pipeline.ModelRequest(str(tiny("gpt2", "text-generation")))
+    with pytest.raises(UsageError, match="one graph, and this one is decoder"):
+        pipeline.export("onnx", several, tmp_path / "out", options)
+    assert list(tmp_path.glob("out*")) == []
+
+
+@pytest.mark.slow
+def test_a_search_from_end_to_end_and_again(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = exporters.get("onnx")
+    plain = OnnxOptions(budget="sqnr_db=60")  # int8 cannot hold that
+    candidates = (plain, dataclasses.replace(plain, optimize="simplify"),
+                  dataclasses.replace(plain, quantize="int8-dynamic"))
+    monkeypatch.setattr(type(exporter), "candidates", lambda self, options:
+                        candidates if options.optimize == "auto" else ())
+    monkeypatch.setattr(searching, "SAMPLING", benchmark.Sampling(1, 5, 3, 0.2))
+    monkeypatch.setattr(deriving, "MOST_KEPT", 0)
+    request, out = pipeline.ModelRequest(str(tiny("bert"))), tmp_path / "out"
+    options = OnnxOptions(optimize="auto", objective="size", search_seconds=1)
+
+    # The time is over once the plain export is done, which is measured all the same.
+    first = pipeline.export("onnx", request, out, options)
+    outcomes = {t["name"]: t["outcome"] for t in first.manifest.facts["search"]["trials"]}
+    assert outcomes == {"plain": "measured", "simplify": "left out", "int8-dynamic": "left out"}
+    assert first.manifest.facts["search"]["chosen"] == "plain"
+    assert first.manifest.proven
+
+    more = dataclasses.replace(options, search_seconds=600)
+    again: list[str] = []
+    export = pipeline.exporting.export
+    monkeypatch.setattr(pipeline.exporting, "export",
+                        lambda *a, **k: again.append("plain") or export(*a, **k))
+    monkeypatch.setattr(searching, "ROUNDS", 2)
+    second = export("onnx", request, out, more, force=True)
+    assert again == [], "the plain export was there"
+    table = second.manifest.facts["search"]
+    assert {t["name"]: t["outcome"] for t in table["trials"]} == {
+        "plain": "measured", "simplify": "measured", "int8-dynamic": "rejected"}
+    assert table["chosen"] in [t["name"] for t in table["trials"] if t["front"]]
+    assert all(t["latency_s"] > 0 and t["rows_per_s"] > 0 and t["peak_bytes"] > 1e7
+               for t in table["trials"] if t["outcome"] == "measured")
+    assert second.manifest.proven
+    assert artifacts.verify(out).manifest == second.manifest
+    told = " ".join(a.reason for a in second.manifest.attempts)
+    assert "ms a row alone" in told
+    assert table["why"] in told
+    kept = [p for p in (tmp_path / "out.search").iterdir() if (p / "manifest.json").exists()]
+    front = [t for t in table["trials"] if t["front"]]
+    assert len([p for p in kept if p.suffix != ".rejected"]) == len(front)
