@@ -35,8 +35,10 @@ MAX_MEMORY = 3 << 29
 POSITION_BYTES = 64 << 10
 """Activations assumed per position: about ten float64 tensors of 768 channels."""
 
-ELEMENT_BYTES = 24
-"""Per output element: float64 truth, float32 reference and candidate, and a masked copy."""
+ELEMENT_BYTES = 36
+"""Per output element, in all processes: the float64 truth (8), float32 reference and candidate
+(8), three float32 buffers in the candidate's runtime (12), copies while comparing (8). With these,
+a base-size masked language model is validated within 3 GB, weights included."""
 
 FILL_RATIO, FILL_SECONDS = 0.25, 1.0
 """Without a time limit, cases that are not essential may take this share of the essential ones'
