@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 from .errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
     from .artifacts import Artifact
+    from .runtimes.pipelines import Pipeline
     from .session import Session
 
 TOP = 5
@@ -47,6 +50,52 @@ def predict(artifact: Artifact, session: Session, text: str) -> dict[str, Any]:
         "outputs": {k: {"shape": list(v.shape), "dtype": str(v.dtype)} for k, v in outputs.items()},
         "answer": interpret(artifact.root, feeds, outputs) if interpret else None,
     }
+
+
+def generated(
+    pipeline: Pipeline, text: str, settings: Mapping[str, Any], *, seed: int, audio: Path
+) -> dict[str, Any]:
+    """Generate from a text.
+
+    Args:
+        settings: of ``generate``.
+        seed: of sampling.
+        audio: where a recording is written, if that is what is generated: 16-bit PCM.
+
+    Returns:
+        ``task``, ``text``, ``outputs`` (shape and dtype of the sequences or the recording), and
+        ``answer``: the new text, or the path of the recording.
+
+    Raises:
+        UsageError: no tokenizer, an empty text, or settings that do not fit the model.
+    """
+    import torch
+
+    prompt = pipeline.prompt([text])
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        found = pipeline.generate(**prompt, **settings).cpu()
+    if pipeline.sampling_rate is not None:
+        _write_wav(audio, found[0].float().numpy(), pipeline.sampling_rate)
+        answer = str(audio)
+    else:
+        answer = pipeline.text(found)[0]
+    kind = str(found.dtype).removeprefix("torch.")
+    return {"task": pipeline.artifact.manifest.source.task, "text": text,
+            "outputs": {"generated": {"shape": list(found.shape), "dtype": kind}},
+            "answer": answer}
+
+
+def _write_wav(path: Path, samples: np.ndarray, rate: int) -> None:
+    import wave
+
+    import numpy as np
+
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
 
 
 def _embedding(
@@ -107,6 +156,8 @@ def describe(answer: dict[str, Any]) -> str:
     """An answer for a person."""
     lines = [f"{k}: {v['dtype']}{v['shape']}" for k, v in answer["outputs"].items()]
     found = answer["answer"]
+    if isinstance(found, str):
+        return "\n".join([*lines, found])
     if answer["task"] == "feature-extraction":
         head = ", ".join(f"{x:+.4f}" for x in found[:6])
         lines.append(f"embedding: {len(found)} numbers, [{head}, …]")

@@ -13,13 +13,21 @@ from ._shared import DEVICE, SETTINGS, common
 @click.command(name="run", context_settings=SETTINGS)
 @click.argument("target", type=click.Path(path_type=Path), metavar="ARTIFACT|PIPELINE.yaml")
 @click.option("--text", help="What to run through an artifact.")
+@click.option("--max-new-tokens", type=click.IntRange(1),
+              help="Of an artifact that generates; default: as its generation config says.")
+@click.option("--sample", is_flag=True, help="Draw tokens instead of taking the likeliest.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of --sample.")
+@click.option("--beams", type=click.IntRange(1), help="Search this many beams.")
+@click.option("--audio", type=click.Path(dir_okay=False, path_type=Path),
+              help="Where audio that is generated goes; default: ARTIFACT.wav.")
 @DEVICE
 @click.option("--dry-run", is_flag=True, help="Show what a pipeline would do, and do nothing.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
               help="Exports and publications of a pipeline at a time; benchmarks run alone.")
 @common
 def run(
-    output: Output, target: Path, text: str | None, device: str, dry_run: bool, jobs: int
+    output: Output, target: Path, text: str | None, device: str, dry_run: bool, jobs: int,
+    max_new_tokens: int | None, sample: bool, seed: int, beams: int | None, audio: Path | None,
 ) -> None:
     """Run a text through an artifact, or a pipeline: export, prove, measure, publish a matrix.
 
@@ -32,8 +40,17 @@ def run(
         return
     if text is None:
         raise click.UsageError("give --text, what to run through the artifact")
-    from .. import pipeline, predict
+    from .. import artifacts, pipeline, predict
 
+    if artifacts.read(target).manifest.components:
+        settings = {"max_new_tokens": max_new_tokens, "num_beams": beams,
+                    "do_sample": sample or None}
+        with pipeline.load_pipeline(target, device) as speaker:
+            answer = predict.generated(
+                speaker, text, {name: v for name, v in settings.items() if v is not None},
+                seed=seed, audio=audio or target.with_name(target.name + ".wav"))
+        output.result(answer, lambda: predict.describe(answer))
+        return
     found, session = pipeline.open_artifact(target, device=device)
     with session:
         answer = predict.predict(found, session, text)

@@ -20,6 +20,7 @@ from .. import artifacts, validate
 from ..checkpoints.parts import DECODER, ENCODER, TOTAL
 from ..session import Placement, Session
 from ..spec import Dim, ModelSpec, TensorSpec
+from . import speaking
 from .opening import open_pipeline
 from .references import HALVES, whole
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ..artifacts import Artifact
     from ..checkpoints import Checkpoint, Dtype
     from ..validate import ParityReport
+    from ..validate.inputs import Padding
     from .request import Notify
 
 STEPS = 16
@@ -45,7 +47,7 @@ SEEDS = (0, 1)
 EQUAL_BEAMS = 1e-4
 """Relative difference of the scores of two beams that are equally good."""
 
-SHAPES: tuple[tuple[int, int, validate.Padding], ...] = (
+SHAPES: tuple[tuple[int, int, Padding], ...] = (
     (1, 1, "none"), (3, 5, "left"), (4, 5, "none"), (1, 17, "none"), (7, 17, "left"),
     (2, 64, "left"),
 )  # fmt: skip
@@ -248,6 +250,9 @@ def judged(
         joined = validate.joined(reports)
         note = f"at {precision} the parts were compared, and not what they generate together"
         return replace(joined, notes=(*joined.notes, note))
+    if speaking.speaks(artifact):
+        return speaking.judged(reports, artifact, checkpoint, precision=precision,
+                               runtime=runtime, device=device, notify=notify)
     prompt = _Prompt.of(artifact)
     forced = prompt.forced()
     candidate = partial(_candidate, artifact.root, runtime, device)
@@ -261,12 +266,9 @@ def judged(
     notify("what is generated: tokens")
     free = (prompt.spec, prompt.steps, precision is None)
     with ExitStack() as opened:
-        made = validate.IsolatedSession(prompt.spec, partial(candidate, Free, *free),
-                                        settings.case_seconds)
-        if not settings.isolated:
-            made = candidate(Free, *free)
         tokens = _Tokens(
-            opened.enter_context(made), opened.enter_context(reference(Free, *free)),
+            opened.enter_context(_run_as(settings, prompt.spec, partial(candidate, Free, *free))),
+            opened.enter_context(reference(Free, *free)),
             lambda: opened.enter_context(truth(Forced, forced)),
         )  # fmt: skip
         for case in prompt.cases(prompt.spec):
@@ -294,6 +296,15 @@ def _source(
     place = Placement(device, ("torch",))
     speaker = _Speaker(model.generate, model.generation_config, device, place, lambda: None)
     return kind(given[0], speaker, *given[1:])
+
+
+def _run_as(
+    settings: validate.Settings, spec: ModelSpec, opener: Callable[[], Session]
+) -> Session:
+    """The artifact, in a process of its own if so asked."""
+    if settings.isolated:
+        return validate.IsolatedSession(spec, opener, settings.case_seconds)
+    return opener()
 
 
 class _Tokens:

@@ -217,8 +217,10 @@ def _cache(subject: Subject, checkpoint: Checkpoint, device: str) -> validate.Re
     if precision not in ("float32", *HALVES):
         return None
     outputs = [f"{t.name} {t.dtype}" for t in subject.spec.outputs]
-    parts = (checkpoint.scan.digest, checkpoint.task, device, precision, *outputs,
-             version("torch"), version("transformers"))
+    # Equal weights under another config (a window, a scale) are another model.
+    config = (checkpoint.root / "config.json").read_text("utf-8")
+    parts = (checkpoint.scan.digest, config, checkpoint.task, subject.part or "", device,
+             precision, *outputs, version("torch"), version("transformers"))
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return validate.ReferenceCache(checkpoints.cache_root() / "reference" / key[:16], key)
 

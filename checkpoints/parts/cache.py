@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["PAST", "TOTAL", "GivenLayer", "filled", "flat", "past_and_present"]
 
 
-class GivenLayer(DynamicLayer):
+class GivenLayer(DynamicLayer):  # type: ignore[misc]
     """A layer that starts with these keys and values instead of nothing."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:

@@ -32,7 +32,10 @@ class Pipeline:
         model: the transformers model; it has no weights, and its forwards are sessions.
         sessions: by component.
         device: where they run.
+        sampling_rate: samples a second of what is generated; None where that is tokens.
     """
+
+    sampling_rate: int | None = None
 
     def __init__(
         self, artifact: Artifact, model: Any, sessions: Mapping[str, Session], device: str
@@ -60,6 +63,8 @@ class Pipeline:
         words.padding_side = "left"
         if words.pad_token is None:
             words.pad_token = words.eos_token
+        if empty := [text for text in texts if not words(text)["input_ids"]]:
+            raise UsageError(f"{empty[0]!r} has no tokens", allowed="texts that are not empty")
         made = words(list(texts), padding=len(texts) > 1, return_tensors="pt")
         return {name: made[name].to(self.device) for name in ("input_ids", "attention_mask")}
 

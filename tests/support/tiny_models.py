@@ -20,6 +20,10 @@ _SEQ2SEQ = {"vocab_size": 99, "d_model": 32, "encoder_layers": 2, "decoder_layer
 _TEXT = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
          "intermediate_size": 37, "max_position_embeddings": 40, "pad_token_id": 1}
 
+_DECODER = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 37, "max_position_embeddings": 40, "bos_token_id": 2,
+            "eos_token_id": 2, "pad_token_id": 0}
+
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "bert": {**_TEXT, "pad_token_id": 0},
     "camembert": {**_TEXT, "type_vocab_size": 1},
@@ -47,6 +51,16 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "mixtral": {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2,
                 "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24,
                 "num_local_experts": 3, "max_position_embeddings": 40},
+    "gpt_neox": {**_DECODER, "rotary_pct": 0.25},
+    "opt": {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "ffn_dim": 37, "word_embed_proj_dim": 32, "max_position_embeddings": 40,
+            "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2},
+    "llama": {**_DECODER, "num_key_value_heads": 2},
+    "qwen2": {**_DECODER, "num_key_value_heads": 2},
+    "qwen3": {**_DECODER, "num_key_value_heads": 2, "head_dim": 16},
+    "mistral": {**_DECODER, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 6},
+    "gemma": {**_DECODER, "num_key_value_heads": 1, "head_dim": 8},
+    "phi": {**_DECODER, "num_key_value_heads": 4, "partial_rotary_factor": 0.5},
     "t5": {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4,
            "decoder_start_token_id": 0},
     "mt5": {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2,
@@ -82,9 +96,11 @@ _MASKED = ("bert", "camembert", "roberta", "xlm-roberta", "distilbert", "albert"
 TASKS: Mapping[str, str] = {
     **dict.fromkeys(_MASKED, "fill-mask"), "vit": "image-classification",
     "resnet": "image-classification", "wav2vec2": "audio-classification",
+    **dict.fromkeys(("gpt_neox", "opt", "llama", "qwen2", "qwen3", "mistral", "gemma", "phi"),
+                    "text-generation"),
     "gpt2": "feature-extraction", "t5": "feature-extraction",
 }
-"""A task for each kind that a single forward pass performs."""
+"""A task for each kind: what a single forward pass performs, or the steps of a decoder."""
 
 
 def build(
