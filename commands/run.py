@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -22,12 +24,16 @@ from ._shared import DEVICE, SETTINGS, common
               help="Where audio that is generated goes; default: ARTIFACT.wav.")
 @DEVICE
 @click.option("--dry-run", is_flag=True, help="Show what a pipeline would do, and do nothing.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
-              help="Exports and publications of a pipeline at a time; benchmarks run alone.")
+@click.option("--jobs", type=click.IntRange(1),
+              help="Exports and publications of a pipeline at a time; benchmarks run alone.  "
+              "[default: 1]")
+@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="Run a pipeline's stages here, or on the Ray cluster at RAY_ADDRESS.")
 @common
 def run(
-    output: Output, target: Path, text: str | None, device: str, dry_run: bool, jobs: int,
+    output: Output, target: Path, text: str | None, device: str, dry_run: bool,
     max_new_tokens: int | None, sample: bool, seed: int, beams: int | None, audio: Path | None,
+    jobs: int | None, executor: Literal["local", "ray"],
 ) -> None:
     """Run a text through an artifact, or a pipeline: export, prove, measure, publish a matrix.
 
@@ -36,7 +42,9 @@ def run(
     if target.suffix in (".yaml", ".yml"):
         if text is not None:
             raise click.UsageError("--text goes with an artifact, not with a pipeline")
-        _pipeline(output, target, dry_run, jobs)
+        if jobs and executor == "ray":
+            raise click.UsageError("--jobs is for this machine; a cluster knows its room")
+        _pipeline(output, target, dry_run, jobs or 1, executor)
         return
     if text is None:
         raise click.UsageError("give --text, what to run through the artifact")
@@ -57,17 +65,19 @@ def run(
     output.result(answer, lambda: predict.describe(answer))
 
 
-def _pipeline(output: Output, recipe: Path, dry_run: bool, jobs: int) -> None:
+def _pipeline(
+    output: Output, recipe: Path, dry_run: bool, jobs: int, executor: Literal["local", "ray"]
+) -> None:
     from ..pipeline import recipes
 
     if dry_run:
         stages = recipes.plan(recipe)
     else:
         with output.progress() as notify:
-            stages = recipes.run(recipe, jobs=jobs, notify=notify)
+            stages = recipes.run(recipe, jobs=jobs, where=executor, notify=notify)
     record = [
         {"kind": s.kind, "cell": s.cell, "key": s.key, "arguments": list(s.arguments),
-         "state": "done" if s.done else "to do"}
+         "needs": dataclasses.asdict(s.needs), "state": "done" if s.done else "to do"}
         for s in stages
     ]
     output.result(record, lambda: "\n".join(

@@ -1,38 +1,41 @@
 """``modelport run pipeline.yaml``: a matrix of models, formats, precisions and profiles.
 
 Each cell is exported (and proven), then benchmarked, then published, each by the program itself in
-a process of its own. A stage is named by the digest of everything that determines it; what a stage
-of that name left behind is verified and used again, so that the same command goes on after a kill.
+a process of its own, here or on a cluster (:mod:`.executors`). A stage is named by the digest of
+everything that determines it; what a stage of that name left behind is verified and used again, so
+that the same command goes on after a kill.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
-import subprocess
-import sys
+import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .. import artifacts, exporters
 from ..artifacts._rename import write_durable
+from ..artifacts.storage import refusals
 from ..errors import IncompleteError, ModelportError, UsageError
+from .executors import Local, Needs, RayCluster
 from .exporting import tool_versions
 
 if TYPE_CHECKING:
     from .request import Notify
 
 Kind = Literal["export", "bench", "publish"]
-State = Literal["done", "to do"]
+Where = Literal["local", "ray"]
 
 _KEYS: Final = frozenset({"output", "models", "formats", "precisions", "profiles", "bench",
-                          "publish"})
+                          "publish", "placement"})
 DONE = ".stages"
-"""Below the output: one file per finished stage, under its name."""
+"""Below the output: one file per finished stage, under its name, and the lock of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class Stage:
         arguments: of the program.
         artifact: the directory it makes or uses.
         key: sha256 over the arguments, what they refer to, the tools, and the stage before.
+        needs: what it asks of a cluster's node.
+        tools: the versions that it must run with.
     """
 
     kind: Kind
@@ -51,6 +56,8 @@ class Stage:
     arguments: tuple[str, ...]
     artifact: Path
     key: str
+    needs: Needs = field(default_factory=Needs)
+    tools: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -85,6 +92,8 @@ def plan(recipe: Path) -> tuple[Stage, ...]:
     output = Path(document.get("output", "out"))
     output = output if output.is_absolute() else recipe.parent / output
     chains = [_chain(document, output, *cell) for cell in _cells(document)]
+    if not chains:
+        raise UsageError(f"{recipe} names no cell", allowed="at least one of each kind it lists")
     names = [chain[0].cell for chain in chains]
     if len(set(names)) != len(names):
         raise UsageError(f"{recipe} names a cell twice", hint="give each profile a name")
@@ -93,26 +102,34 @@ def plan(recipe: Path) -> tuple[Stage, ...]:
     return tuple(sorted(stages, key=lambda stage: order.index(stage.kind)))
 
 
-def run(recipe: Path, *, jobs: int = 1, notify: Notify = lambda _: None) -> tuple[Stage, ...]:
+def run(
+    recipe: Path, *, jobs: int = 1, where: Where = "local", notify: Notify = lambda _: None
+) -> tuple[Stage, ...]:
     """Run what is not done yet; the stages of the plan are returned.
 
-    Exports and publications run ``jobs`` at a time, benchmarks one at a time with nothing beside
-    them. A cell that fails does not stop the others.
+    Here, exports and publications run ``jobs`` at a time, benchmarks one at a time with nothing
+    beside them; on a cluster Ray decides, and each node runs one benchmark at a time. A cell that
+    fails does not stop the others.
 
     Raises:
         UsageError: see :func:`plan`.
+        BackendUnavailable: no cluster, or none that could run a stage.
         IncompleteError: some stages failed; says which and why.
     """
     stages = plan(recipe)
     failed: dict[str, str] = {}
-    for kind, workers in (("export", jobs), ("bench", 1), ("publish", jobs)):
-        waiting = [s for s in stages if s.kind == kind and s.cell not in failed and not s.done]
-        with ThreadPoolExecutor(max(workers, 1)) as pool:
-            for stage, problem in zip(
-                waiting, pool.map(lambda s: _run(s, notify), waiting), strict=True
-            ):
-                if problem:
-                    failed[stage.cell] = f"{stage.kind} {stage.cell}: {problem}"
+    kinds: tuple[Kind, ...] = ("export", "bench", "publish")
+    with (
+        _alone(stages[0].artifact.parent, notify) as lock,
+        (Local(jobs, lock) if where == "local" else RayCluster()) as executor,
+    ):
+        for kind in kinds:
+            waiting = [s for s in stages if s.kind == kind and s.cell not in failed and not s.done]
+            for stage, ended in executor.run(waiting, notify):
+                if ended.problem:
+                    failed[stage.cell] = f"{stage.kind} {stage.cell}: {ended.problem}"
+                else:
+                    stage.finish()
     if failed:
         raise IncompleteError(
             f"{len(failed)} of {len({s.cell for s in stages})} cells failed: "
@@ -122,19 +139,27 @@ def run(recipe: Path, *, jobs: int = 1, notify: Notify = lambda _: None) -> tupl
     return stages
 
 
-def _run(stage: Stage, notify: Notify) -> str:
-    """Run one stage; what went wrong, or nothing."""
-    notify(f"{stage.kind} {stage.cell}")
-    command = [sys.executable, "-m", "modelport", *stage.arguments, "--json", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+@contextmanager
+def _alone(output: Path, notify: Notify) -> Iterator[int]:
+    """Hold the lock of a run, which the processes it starts keep too.
+
+    So a run that follows a kill waits until what the killed one had started has ended, and does
+    not meet it in the same directory.
+    """
+    import fcntl
+
+    with refusals(output):
+        (output / DONE).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(output / DONE / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
         try:
-            found = json.loads(done.stdout)["error"]["found"]
-        except (ValueError, KeyError, TypeError):
-            found = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return f"exit code {done.returncode}: {found}"
-    stage.finish()
-    return ""
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            notify(f"waiting until an earlier run in {output} has ended")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _read(recipe: Path) -> dict[str, Any]:
@@ -151,6 +176,14 @@ def _read(recipe: Path) -> dict[str, Any]:
         raise UsageError(f"{recipe} has {min(map(str, unknown))}", allowed=", ".join(sorted(_KEYS)))
     for name in document.get("formats", ["onnx"]):
         exporters.get(name)
+    named = {*document.get("formats", ["onnx"]), *document.get("precisions", []),
+             *(document.get("profiles") or {})}
+    for name in document.get("placement") or {}:
+        if name not in named:
+            raise UsageError(
+                f"{recipe} places {name}, which it does not name",
+                allowed=", ".join(sorted(named)),
+            )
     return document
 
 
@@ -177,9 +210,15 @@ def _chain(
     for name in chosen:
         if str(name).replace("_", "-") not in known:
             raise UsageError(f"{format_} has no option {name}", allowed=", ".join(sorted(known)))
+    known_to_need = {
+        "gpus": 1.0 if "cuda" in (chosen.get("device"), (document.get("bench") or {}).get("device"))
+        or format_ == "tensorrt" else 0.0
+    }
+    needs = _needs(document.get("placement") or {}, known_to_need, format_, precision, profile)
     place = output / cell
     exported = ("export", format_, *_flags(model), *_flags(chosen))
-    basis: Any = (tool_versions(), _content(str(model["model"])))
+    tools = tool_versions()
+    basis: Any = (tools, _content(str(model["model"])))
     key = _digest(exported, basis)
     stages = [Stage("export", cell, (*exported, "--output", str(place), "--force"), place, key)]
     if document.get("bench") is not None:
@@ -195,7 +234,25 @@ def _chain(
             ) from error
         publish = ("publish", str(place), destination, *_flags(wanted))
         stages.append(Stage("publish", cell, publish, place, _digest(publish, stages[-1].key)))
-    return stages
+    return [
+        dataclasses.replace(s, tools=tools, needs=Needs() if s.kind == "publish" else needs)
+        for s in stages
+    ]
+
+
+def _needs(placement: Mapping[str, Any], found: Mapping[str, Any], *names: str) -> Needs:
+    """What a cell asks for: as found, then as placed by its format, its precision, its profile."""
+    known = {f.name for f in dataclasses.fields(Needs)}
+    wanted = dict(found)
+    for name in names:
+        given = placement.get(name) or {}
+        unknown = set(given) - known if isinstance(given, dict) else {str(given)}
+        if unknown:
+            raise UsageError(
+                f"the placement of {name} has {min(unknown)}", allowed=", ".join(sorted(known))
+            )
+        wanted |= given
+    return Needs(**wanted)
 
 
 def _flags(options: Mapping[str, Any]) -> tuple[str, ...]:

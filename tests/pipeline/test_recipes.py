@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import yaml
+from modelport import artifacts
 from modelport.cli import execute
-from modelport.errors import IncompleteError, UsageError
-from modelport.pipeline import recipes
+from modelport.errors import BackendUnavailable, IncompleteError, UsageError
+from modelport.pipeline import executors, recipes
 
 FROZEN = Path(__file__).parents[1] / "fixtures" / "artifact-schema-1"
 
@@ -25,8 +30,6 @@ def write(directory: Path, **content: object) -> Path:
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The program, but for its work: an export copies the frozen artifact."""
-    import shutil
-
     called: list[list[str]] = []
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
@@ -40,7 +43,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             shutil.copytree(FROZEN, target, dirs_exist_ok=True)
         return subprocess.CompletedProcess(command, 0, "{}", "")
 
-    monkeypatch.setattr(recipes.subprocess, "run", run)
+    monkeypatch.setattr(executors.subprocess, "run", run)
     return called
 
 
@@ -97,6 +100,11 @@ def test_a_failure_is_told_and_stops_only_its_own_cell(tmp_path, program):
         ({"models": ["demo"], "profiles": {"a": {"opsets": 1}}}, "no option opsets"),
         ({"models": ["demo"], "publish": {"require": "benchmark"}}, "destination"),
         ({"models": ["demo", "x/demo"]}, "twice"),
+        ({"models": ["demo"], "formats": []}, "no cell"),
+        ({"models": ["demo"], "placement": {"tensorrt": {"gpus": 1}}}, "places tensorrt"),
+        ({"models": ["demo"], "placement": {"onnx": {"gpu": 1}}}, "placement of onnx has gpu"),
+        ({"models": ["demo"], "placement": {"onnx": "H100"}}, "placement of onnx has H100"),
+        ({"models": ["demo"], "placement": {"onnx": {"cpus": -1}}}, "cpus is -1"),
     ],
 )
 def test_a_recipe_that_is_wrong_runs_nothing(tmp_path, program, content, match):
@@ -113,6 +121,120 @@ def test_the_command_line_shows_the_plan(tmp_path, capsys):
     assert stage["arguments"][:2] == ["export", "onnx"]
     assert execute(["run", str(recipe), "--text", "x"]) == 2
     assert execute(["run", str(FROZEN)]) == 2, "an artifact needs a text"
+
+
+def test_what_a_stage_asks_of_a_node(tmp_path):
+    recipe = write(tmp_path, models=["demo"], formats=["onnx", "tensorrt"],
+                   precisions=["fp32", "fp16"], profiles={"a": {}, "b": {"opset": 17}},
+                   bench={"device": "cuda"}, placement={
+                       "onnx": {"cpus": 4}, "fp16": {"accelerator": "H100"}, "b": {"cpus": 8}})
+    recipe.write_text(recipe.read_text().replace("b:\n    opset: 17\n", "b: {}\n"))
+    needs = {(s.kind, s.cell): s.needs for s in recipes.plan(recipe)}
+    assert needs["bench", "demo-onnx-fp32-a"] == executors.Needs(None, 4, 1)
+    assert needs["bench", "demo-onnx-fp16-b"] == executors.Needs("H100", 8, 1)
+    assert needs["export", "demo-tensorrt-fp16-a"] == executors.Needs("H100", 1, 1)
+    recipe = write(tmp_path, models=["demo"], publish={"destination": "file:///x:{cell}"},
+                   placement={"onnx": {"accelerator": "H100"}})
+    assert [s.needs for s in recipes.plan(recipe)] == [
+        executors.Needs("H100"), executors.Needs()], "a publication runs anywhere"
+
+
+SLOWLY = """
+import os, random, shutil, sys, time
+from pathlib import Path
+from modelport import artifacts
+FROZEN, LOG = Path({frozen!r}), Path({log!r})
+words = sys.argv[1:]
+with LOG.open("a") as log:
+    log.write(words[0] + "\\n")
+if words[0] == "export":
+    target = Path(words[words.index("--output") + 1])
+    with artifacts.stage(target, force=True) as staging:
+        for path in sorted(FROZEN.iterdir()):
+            shutil.copyfile(path, staging.root / path.name)
+            time.sleep(0.03)
+        staging.commit()
+time.sleep(0.05)
+"""
+
+DRIVER = """
+import sys
+from pathlib import Path
+from modelport.pipeline import executors, recipes
+executors.PROGRAM = ({script!r},)
+recipes.run(Path({recipe!r}), jobs=2)
+"""
+
+
+def test_a_run_that_is_killed_at_random_moments(tmp_path):
+    """kill -9 of the run alone: what it had started goes on, and the next run waits for it."""
+    recipe = write(tmp_path, models=["demo"], profiles={n: {"opset": 11 + i} for i, n in
+                                                        enumerate("abcd")},
+                   publish={"destination": "file:///models:{cell}"})
+    script, log = tmp_path / "slowly.py", tmp_path / "log"
+    script.write_text(SLOWLY.format(frozen=str(FROZEN), log=str(log)))
+    code = DRIVER.format(script=str(script), recipe=str(recipe))
+    stages = recipes.plan(recipe)
+    generator = random.Random(5)
+    partly = []
+    for _ in range(12):
+        process = subprocess.Popen([sys.executable, "-c", code])
+        deadline = time.monotonic() + 60
+        while process.poll() is None and not (log.exists() or partly):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 2))
+        process.kill()
+        process.wait()
+        for stage in stages:
+            if stage.artifact.exists():
+                artifacts.verify(stage.artifact)
+        partly.append(sum(stage.done for stage in stages))
+        if partly[-1] == len(stages):
+            break
+    assert partly == sorted(partly), "what was done stays done"
+    assert any(0 < count < len(stages) for count in partly), "no kill came in between"
+    before = partly[-1]
+    log.write_text("")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert all(stage.done for stage in stages)
+    assert len(log.read_text().split()) <= len(stages) - before + 2, "two may have been under way"
+    assert not [p for p in (tmp_path / "out").iterdir() if ".partial" in p.name]
+
+
+def test_several_jobs_at_a_time_and_benchmarks_alone(tmp_path, monkeypatch):
+    recipe = write(tmp_path, models=["demo"], profiles={n: {"opset": 11 + i} for i, n in
+                                                        enumerate("abcd")}, bench={})
+    running: list[str] = []
+    seen: list[tuple[str, ...]] = []
+    lock = threading.Lock()
+
+    def program(_, arguments, **__):
+        with lock:
+            running.append(arguments[0])
+            seen.append(tuple(running))
+        time.sleep(0.2)
+        with lock:
+            running.remove(arguments[0])
+        if arguments[0] == "export":
+            shutil.copytree(FROZEN, arguments[arguments.index("--output") + 1])
+        return ""
+
+    monkeypatch.setattr(executors, "program", program)
+    recipes.run(recipe, jobs=3)
+    assert max(map(len, seen)) == 3
+    assert ("export",) * 3 in seen
+    assert {words for words in seen if "bench" in words} == {("bench",)}
+
+
+def test_a_cluster_needs_ray(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BackendUnavailable, match="not installed") as caught:
+        recipes.run(write(tmp_path, models=["demo"]), where="ray")
+    assert "modelport[ray]" in caught.value.hint
+    command = ["run", str(tmp_path / "pipeline.yaml"), "--executor", "ray"]
+    assert execute([*command, "--jobs", "2"]) == 2
+    assert execute(command) == 6
 
 
 def test_really(tiny, tmp_path):
