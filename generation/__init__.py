@@ -11,12 +11,13 @@ from __future__ import annotations
 from .attention import fuse
 from .optimisations import Optimisations, combinations
 from .parity import Agreement, Recording, compare, record
-from .setting import ARTICLE, SHORT, Setting, complete, prompts, voice
+from .setting import ARTICLE, SHORT, SUB_CONFIGS, Setting, complete, prompts, voice
 from .speaker import Speaker, open_speaker
 
 __all__ = [
     "ARTICLE",
     "SHORT",
+    "SUB_CONFIGS",
     "Agreement",
     "Optimisations",
     "Recording",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LANGUAGE = ("semantic", "coarse_acoustics")
 FINE = "fine_acoustics"
+_SET = ("forward", "generate", "codec_decode")
 QUALITY = 20.0
 """dB of signal to noise that half precision must keep (Gate C of the parity rule)."""
 
@@ -117,7 +118,7 @@ def _watch(
     model: Any, name: str, made: Recording, along: Recording | None
 ) -> Callable[[], None]:
     part = getattr(model, name)
-    forward, generate = part.forward, part.generate
+    restore, forward, generate = _own(part), part.forward, part.generate
     inputs, logits = made.inputs.setdefault(name, []), made.logits.setdefault(name, [])
 
     @functools.wraps(forward)
@@ -141,16 +142,23 @@ def _watch(
     part.forward = recorded
     if name in LANGUAGE:
         part.generate = generated
+    return restore
+
+
+def _own(module: Any) -> Callable[[], None]:
+    """What undoes the attributes set from here on: a hook or a session may have set some before."""
+    before = {name: module.__dict__[name] for name in _SET if name in module.__dict__}
 
     def restore() -> None:
-        part.forward = forward
-        part.__dict__.pop("generate", None)
+        for name in _SET:
+            module.__dict__.pop(name, None)
+        module.__dict__.update(before)
 
     return restore
 
 
 def _watch_codec(model: Any, made: Recording, along: Recording | None) -> Callable[[], None]:
-    decode = model.codec_decode
+    restore, decode = _own(model), model.codec_decode
 
     @functools.wraps(decode)
     def decoded(codes: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -160,7 +168,7 @@ def _watch_codec(model: Any, made: Recording, along: Recording | None) -> Callab
         return decode(codes, *args, **kwargs)
 
     model.codec_decode = decoded
-    return lambda: model.__dict__.pop("codec_decode", None)
+    return restore
 
 
 def compare(

@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 EMBEDDINGS, SEMANTIC, COARSE, FINE, CODEC = "embeddings", "semantic", "coarse", "fine", "codec"
 NAMES = (EMBEDDINGS, SEMANTIC, COARSE, FINE, CODEC)
 IDS, EMBEDDED, CODES, CODEBOOK = "input_ids", "inputs_embeds", "codes", "codebook"
-FEW_FRAMES, MANY_FRAMES = 750, 3000
-"""Ten seconds and forty at the codec's 75 frames a second."""
+FEW_FRAMES, MANY_FRAMES = 375, 1536
+"""Five seconds and twenty at the codec's 75 frames a second; 768 semantic tokens, the most that
+Bark speaks, are 1154."""
+
+MANY_ROWS, DECODED_ROWS = 16, 4
+"""Largest batch; and of the codec, which is given more rows in turn: a row is 24 000 samples for
+each second, at 32 channels."""
 
 
 def parts(model: Any, root: Path, dtype: Dtype) -> tuple[Part, ...]:
@@ -196,11 +201,11 @@ def _codec_spec(model: Any, dtype: Dtype) -> ModelSpec:
     codes = TensorSpec(CODES, "int64", ("batch", count, "frames"), "tokens",
                        high=config.codebook_size)
     audio = TensorSpec("audio", dtype, ("batch", "positions"))
-    dims = {"batch": Dim(1, 1, 64), "frames": frames,
+    dims = {"batch": Dim(1, 1, DECODED_ROWS), "frames": frames,
             "positions": Dim(hop, hop * frames.opt, hop * frames.max)}
     return ModelSpec((codes,), (audio,), dims)
 
 
 def _dims(config: Any) -> dict[str, Dim]:
     longest = int(config.block_size)
-    return {"batch": Dim(1, 1, 64), "sequence": Dim(1, min(257, longest), longest)}
+    return {"batch": Dim(1, 1, MANY_ROWS), "sequence": Dim(1, min(257, longest), longest)}

@@ -73,18 +73,23 @@ def _replace(module: Any, name: str, call: Callable[..., Any]) -> None:
 class BarkPipeline(Pipeline):
     """Speaks texts."""
 
-    @property
-    def rate(self) -> int:
-        """Samples a second."""
-        return int(self.model.generation_config.sample_rate)
+    def __init__(
+        self, artifact: Artifact, model: Any, sessions: Mapping[str, Session], device: str
+    ) -> None:
+        super().__init__(artifact, model, sessions, device)
+        self.sampling_rate = int(model.generation_config.sample_rate)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """``model.generate``: greedy, sampling, voices (``history_prompt``), uneven lengths.
+
+        ``max_new_tokens`` is of the semantic model, which decides how long it speaks.
 
         Raises:
             UsageError: an empty prompt, one that the library would cut off, more tokens than a
                 sub-model has positions for, or an argument that the graphs do not take.
         """
+        if "max_new_tokens" in kwargs:  # the coarse model counts its own
+            kwargs["semantic_max_new_tokens"] = kwargs.pop("max_new_tokens")
         ids = args[0] if args else kwargs.get("input_ids")
         if ids is not None:
             self._require_whole(ids, kwargs.get("attention_mask"))
@@ -134,8 +139,7 @@ class BarkPipeline(Pipeline):
 
     def _require_room(self, kwargs: Mapping[str, Any]) -> None:
         config = self.model.generation_config.semantic_config
-        wanted = kwargs.get("semantic_max_new_tokens",
-                            kwargs.get("max_new_tokens", config["max_new_tokens"]))
+        wanted = kwargs.get("semantic_max_new_tokens", config["max_new_tokens"])
         longest = self.sessions[SEMANTIC].spec.dims[TOTAL].max
         if self._window + wanted > longest:
             raise UsageError(
@@ -268,11 +272,14 @@ class Codec:
     def _decoded(self, codes: torch.Tensor) -> torch.Tensor:
         import torch
 
-        frames = self._session.spec.dims["frames"]
+        dims = self._session.spec.dims
+        frames, most = dims["frames"], dims["batch"].max
         if not frames.min <= codes.shape[-1] <= frames.max:
             raise UsageError(f"{codes.shape[-1]} frames came out for one prompt",
                              allowed=f"{frames.min} to {frames.max}")
-        return self._session.run_tensors({CODES: codes.to(torch.int64)})["audio"]
+        made = [self._session.run_tensors({CODES: rows})["audio"]
+                for rows in codes.to(torch.int64).split(most)]
+        return torch.cat(made)
 
 
 def _refuse(others: Mapping[str, Any]) -> None:

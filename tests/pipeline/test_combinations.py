@@ -1,0 +1,109 @@
+"""``modelport bench bark --combinations``: tables from fresh processes, proofs beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_bark
+from click.testing import CliRunner
+from modelport import cli, generation
+from modelport.errors import ParityError
+from modelport.generation import Optimisations, Setting
+from modelport.pipeline import ModelRequest, combinations
+
+SETTING = Setting(new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bark.build(tmp_path_factory.mktemp("bark") / "model")
+
+
+def test_tables_hold_what_was_measured(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = (Optimisations(), Optimisations("fused"), Optimisations(offload=True))
+    monkeypatch.setattr(generation, "combinations", lambda device: few)
+    plan = combinations.Plan(ModelRequest(str(root), task="text-to-audio"), setting=SETTING,
+                             batches=(2,), samples=2, rounds=1, threads=1, prove=False)
+    report = combinations.combinations(plan, tmp_path)
+    figures, relative = report.tables()
+    assert [row[0] for row in figures.rows] == [o.name for o in few]
+    assert "this is a CPU" in figures.rows[2][4]
+    assert figures.rows[2][1:4] == ("", "", "")
+    assert [row[0] for row in relative.rows] == [o.name for o in few[:2]]
+    assert relative.rows[0][1:4] == ("+0%", "+0%", "+0%")
+    taken = next(r for r in report.run.results if r.cell.subject == "fused attention")
+    assert len(taken.samples) == 2
+    row = next(r for r in report.run.rows if r.cell.subject == "fused attention")
+    assert row.p50 is not None
+    assert row.throughput is not None
+    assert row.throughput.value == pytest.approx(2 / row.p50.value)
+    kept = json.loads((tmp_path / combinations.REPORT).read_text())
+    assert kept["tables"][0]["rows"][0][0] == "no optimisation"
+    report.require_sound()
+
+    monkeypatch.setattr(combinations.calls.sweep, "run_job",
+                        lambda *_, **__: pytest.fail("measured again"))
+    again = combinations.combinations(plan, tmp_path)
+    assert again.run.rows == report.run.rows
+    assert "| no optimisation |" in again.markdown()
+
+
+def test_every_combination_is_proven(root: Path) -> None:
+    proofs = {p.name: p for p in combinations.prove(root, SETTING, "cpu")}
+    assert proofs["no optimisation"].verdict == "pass"
+    assert proofs["fused attention"].verdict == "pass"
+    assert proofs["alone against in a batch"].verdict == "pass"
+    assert proofs["fused attention + bfloat16"].verdict == "pass"
+    assert proofs["offload"].verdict == "absent"
+    half = proofs["bfloat16"].found
+    assert half is not None
+    assert half.quality < 80
+
+
+def test_a_combination_that_says_something_else_fails_the_run(root: Path) -> None:
+    wrong = generation.Agreement(10, 3, 3, 50.0, 10.0, 0.1, True)
+    report = combinations.Report(
+        combinations.Plan(ModelRequest(str(root))), None,  # type: ignore[arg-type]
+        (combinations.Proof("fused attention", wrong.verdict("float32"), wrong),))
+    with pytest.raises(ParityError, match="3 of 10 decisions differ"):
+        report.require_sound()
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), [
+    (("bark", "--combinations", "--help"), 0, "--fine-window"),
+    (("--help",), 0, "--runtimes"),
+    (("whisper", "--combinations"), 2, "'whisper' is not 'bark'"),
+    (("bark", "--combinations", "--new-tokens", "0"), 2, "--new-tokens"),
+])
+def test_the_flag_brings_options_of_its_own(
+    arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    found = CliRunner().invoke(cli.cli, ["bench", *arguments])
+    assert found.exit_code == code
+    assert said in found.output
+
+
+def test_a_gpu_gets_the_article_s_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[combinations.Plan] = []
+
+    class Stop(Exception):
+        pass
+
+    def measure(plan: combinations.Plan, *_: Any, **__: Any) -> None:
+        asked.append(plan)
+        raise Stop
+
+    monkeypatch.setattr(combinations, "combinations", measure)
+    for device in ("cuda", "cpu"):
+        CliRunner().invoke(cli.cli, ["bench", "bark", "--combinations", "--device", device,
+                                     "--voice", "seeded", "--output", str(tmp_path)])
+    gpu, cpu = asked
+    assert (gpu.setting.new_tokens, gpu.samples, gpu.batches) == (256, 100, (1, 8))
+    assert (gpu.setting.text_window, gpu.model.weights) == (None, "pretrained")
+    assert (cpu.setting.new_tokens, cpu.model.weights) == (16, "random")
+    assert cpu.setting.voice == "seeded"
