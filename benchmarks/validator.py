@@ -1,8 +1,8 @@
 """How many faults the validator sees, how often it cries wolf, and how other tools do.
 
     python benchmarks/validator.py                   # everything; half an hour on two cores
-    python benchmarks/validator.py --only faults     # one part: faults, alarms, precisions, peers,
-                                                     # constants, speed
+    python benchmarks/validator.py --only faults     # one part: faults, alarms, precisions,
+                                                     # precision_alarms, constants, peers, speed
     python benchmarks/validator.py --peer optimum-onnx=/path/to/python
 
 Six tiny architectures of three layers with seeded weights; every fault of tests/support/mutants.py
@@ -16,16 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests" / "support"))
@@ -37,8 +37,9 @@ from _paired import environment, once, venv  # noqa: E402
 from _validator_report import markdown  # noqa: E402
 from modelport import checkpoints, transforms, validate  # noqa: E402
 from modelport.artifacts import onnx_files  # noqa: E402
-from modelport.pipeline import deriving  # noqa: E402
+from modelport.pipeline import deriving, opening  # noqa: E402
 from modelport.pipeline import references as sides  # noqa: E402
+from modelport.session import Session  # noqa: E402
 
 WORK = HERE.parent / ".bench"
 RESULTS = HERE / "results"
@@ -50,11 +51,26 @@ PEERS = {
 OPSETS = (11, 14, 17, 21)
 LEVELS = ("disabled", "extended", "all")
 FIT, CHECK = ("bert", "camembert", "vit"), ("distilbert", "deberta-v2", "gpt2")
+
+
+class Lowering(NamedTuple):
+    """A transform with its options, what the manifest then states, the opset, and the runtime."""
+
+    transform: str
+    options: dict[str, Any]
+    precision: str
+    opset: int
+    runtime: str
+
+
 PRECISIONS = {
-    "fp16": ("cast", {"dtype": "float16"}, "float16"),
-    "bf16": ("cast", {"dtype": "bfloat16"}, "bfloat16"),
-    "int8": ("quantize", {"scheme": "int8-dynamic"}, "int8-dynamic"),
+    "fp16": Lowering("cast", {"dtype": "float16"}, "float16", 17, "onnxruntime"),
+    "bf16": Lowering("cast", {"dtype": "bfloat16"}, "bfloat16", 22, "openvino"),
+    "int8": Lowering("quantize", {"scheme": "int8-dynamic"}, "int8-dynamic", 17, "onnxruntime"),
 }
+Known = dict[str, tuple[Session, Session, validate.Settings]]
+"""Reference, truth and how to judge, by what they depend on besides model and precision."""
+
 FAULTS = [*mutants.WEIGHTS, *mutants.GRAPHS]
 
 
@@ -147,40 +163,66 @@ def precisions(root: Path) -> dict[str, Any]:
     The fault is in the float32 graph, which is then cast or quantised.
     """
     found: dict[str, Any] = {}
-    for kind in ("bert", "gpt2", "vit"):
-        one = subjects.subject(kind, root, sizes=subjects.FEW)
-        feeds = deriving.samples(checkpoints.load(one.checkpoint))
-        for label, (transform, options, precision) in PRECISIONS.items():
-            kept: dict[str, Any] = {}
-            for name, source in (("", one.artifact.root), *spoilt(one, root / "spoilt")):
-                out = root / "reduced" / label / kind / (name.replace(" ", "-") or "original")
-                try:
-                    kept[name] = reduced(one, source, out, transform, options, precision, feeds)
-                except Exception as error:  # noqa: BLE001 - a fault can keep a graph from being cast
-                    kept[name] = {"accepted": None, "by": f"{type(error).__name__}: {error}"[:120]}
-            found.setdefault(label, {})[kind] = kept
+    for label in PRECISIONS:
+        place = root / label
+        place.mkdir()
+        for kind in ("bert", "gpt2", "vit"):
+            one = subjects.subject(kind, place, opset=PRECISIONS[label].opset, sizes=subjects.FEW)
+            files = [(n, p) for n, p in spoilt(one, place / "spoilt") if n not in mutants.FAINT]
+            known: Known = {}
+            found.setdefault(label, {})[kind] = {
+                name: lowered(one, label, source, place / "lowered" / source.name, known)
+                for name, source in (("", one.artifact.root), *files)}
             print("precisions", label, kind, flush=True)
     return found
 
 
-def reduced(
-    one: subjects.Subject, source: Path, out: Path, transform: str, options: dict[str, Any],
-    precision: str, feeds: Any,
+def precision_alarms(root: Path) -> list[dict[str, Any]]:
+    """Gate B alone on correct artifacts: precisions × architectures × seeds."""
+    found = []
+    for label in PRECISIONS:
+        for kind in subjects.KINDS:
+            place = root / label / kind
+            place.mkdir(parents=True)
+            for seed in (0, 1, 2):
+                one = subjects.subject(kind, place, seed=seed, opset=PRECISIONS[label].opset,
+                                       sizes=subjects.FEW)
+                verdict = lowered(one, label, one.artifact.root, place / f"lowered-{seed}", {})
+                found.append({"precision": label, "kind": kind, "seed": seed, **verdict})
+            print("precision alarms", label, kind, flush=True)
+    return found
+
+
+def lowered(
+    one: subjects.Subject, label: str, source: Path, out: Path, known: Known
 ) -> dict[str, Any]:
-    with quiet():
-        result = transforms.get(transform).apply(
-            onnx_files.load(source), {**options, "samples": feeds})
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        onnx_files.save(result.model, out)
-        facts = {**one.artifact.manifest.facts, transform: dict(result.notes),
-                 "precision": result.precision or precision}
-        manifest = replace(one.artifact.manifest, facts=facts)
-        placed = replace(one.artifact, root=out, manifest=manifest)
+    """Gate B's verdict on a float32 graph once it is cast or quantised."""
+    how = PRECISIONS[label]
+    feeds = deriving.samples(checkpoints.load(one.checkpoint))
+    try:
+        with quiet():
+            result = transforms.get(how.transform).apply(
+                onnx_files.load(source), {**how.options, "samples": feeds})
+    except Exception as error:  # noqa: BLE001 - a fault can keep a graph from being cast
+        return {"accepted": None, "by": f"{type(error).__name__}: {error}"[:120]}
+    out.mkdir(parents=True)
+    onnx_files.save(result.model, out)
+    facts = {how.transform: dict(result.notes), "precision": result.precision or how.precision}
+    manifest = replace(one.artifact.manifest, facts={**one.artifact.manifest.facts, **facts})
+    placed = replace(one.artifact, root=out, manifest=manifest)
+    # A fault in a weight can change which layers stay in float32, and with it what is compared
+    # with; nothing else in the facts does.
+    layers = facts[how.transform].get("layers", {})
+    key = json.dumps({name: layer["kept"] for name, layer in layers.items()}, sort_keys=True)
+    if key not in known:
         pair = sides.references(placed, placed.spec, one.checkpoint, "cpu")
+        known[key] = (subjects.Remembered(pair.reference()), subjects.Remembered(pair.truth()),
+                      pair.settings)
+    reference, truth, settings = known[key]
+    with quiet():
         report = validate.judge(
-            lambda: subjects.open_onnx(placed), pair.reference, pair.truth, one.plan,
-            spec=placed.spec, settings=pair.settings)
+            lambda: opening.open_session(placed, runtime=how.runtime, options={"threads": 1}),
+            reference, truth, one.plan, spec=placed.spec, settings=settings)
     gates = (report.gates.get("precision"), report.gates["hygiene"])
     return {**outcome(report), "accepted": gates == ("pass", "pass")}
 
@@ -280,31 +322,84 @@ def outputs(
     return raised, names
 
 
-def speed(root: Path) -> dict[str, Any]:
+IMPORTS = ("import gc, os; gc.set_threshold(100_000, 50, 50); "  # as the program does
+           "import torch, transformers, modelport.pipeline; "
+           "from transformers import AutoModel, AutoTokenizer, BertModel; os._exit(0)")
+ROUNDS = {"camembert-base": 2, "tiny": 5}
+
+
+def speed(root: Path, only: Sequence[str]) -> dict[str, Any]:
     """``modelport validate`` as a whole process, on a CamemBERT-base and on a tiny artifact."""
     found: dict[str, Any] = {"load_before": os.getloadavg()}
     program = [sys.executable, "-m", "modelport"]
     tiny = subjects.checkpoint_of("bert", root)
+    log = root / "speed.log"
+    found["imports_s"] = sorted(once([sys.executable, "-c", IMPORTS], log).wall_s
+                                for _ in range(ROUNDS["tiny"]))
     for name, model in (
         ("camembert-base", ["camembert-base", "--weights", "random"]), ("tiny", [str(tiny.root)]),
     ):
+        if only and name not in only:
+            continue
         out = root / "speed" / name
         once([*program, "export", "onnx", "--model", *model, "--output", str(out),
-              "--no-validate", "--quiet"], root / "speed.log")
-        log = root / "validate.log"
-        env = {"MODELPORT_CACHE": str(root / "cold")} if name == "tiny" else {}
-        run = once([*program, "validate", str(out), "--no-cache"], log, env)
-        report = validate.from_json((out / "parity.json").read_bytes())
-        found[name] = {
-            "wall_s": run.wall_s, "cpu_s": run.cpu_s, "peak_mb": run.peak_mb, "exit": run.status,
-            "stderr": run.stderr_tail, "judge_s": round(report.seconds, 2),
-            "cases": len(report.cases), "comparisons": report.comparisons,
-            "left_out": [f"{c.case}: {c.reason}" for c in report.left_out],
-            "notes": report.notes, "verdict": report.verdict,
-            "slowest": sorted((round(c.seconds, 2), c.label) for c in report.cases)[-5:],
-        }  # fmt: skip
+              "--no-validate", "--quiet"], log)
+        runs = []
+        for _ in range(ROUNDS[name]):
+            with Peak() as peak:
+                run = once([*program, "validate", str(out), "--no-cache"], log)
+            report = validate.from_json((out / "parity.json").read_bytes())
+            runs.append({
+                "wall_s": run.wall_s, "cpu_s": run.cpu_s, "peak_mb": peak.megabytes,
+                "exit": run.status, "stderr": run.stderr_tail, "judge_s": round(report.seconds, 2),
+                "cases": len(report.cases), "comparisons": report.comparisons,
+                "left_out": [f"{c.case}: {c.reason}" for c in report.left_out],
+                "notes": report.notes, "verdict": report.verdict,
+                "slowest": sorted((round(c.seconds, 2), c.label) for c in report.cases)[-5:],
+            })  # fmt: skip
+        found[name] = runs
     found["load_after"] = os.getloadavg()
     return found
+
+
+class Peak:
+    """The most memory that all processes below this one held at once.
+
+    Sampled five times a second; a page that several hold is shared out among them (PSS).
+    """
+
+    def __enter__(self) -> Self:
+        self.megabytes = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.2):
+            held = sum(map(_pss, _below(os.getpid())))
+            self.megabytes = max(self.megabytes, round(held / 1e6, 1))
+
+
+def _below(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # it has ended
+            for child in map(int, task.read_text().split()):
+                found += [child, *_below(child)]
+    return found
+
+
+def _pss(pid: int) -> int:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -314,17 +409,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         help="interpreter that has a tool already")
     parser.add_argument("--tool", action="append", default=[],
                         help="of the peers, only this one; the others' verdicts stay")
+    parser.add_argument("--artifact", action="append", default=[], choices=list(ROUNDS),
+                        help="of the speed, only this one's; the other's stays")
     chosen = parser.parse_args(arguments)
     given = {tool: Path(path) for tool, path in (item.split("=", 1) for item in chosen.peer)}
     parts: dict[str, Callable[[Path], Any]] = {
-        "faults": faults, "alarms": alarms, "precisions": precisions, "constants": constants,
-        "peers": lambda root: peers(root, given, chosen.tool), "speed": speed,
+        "faults": faults, "alarms": alarms, "precisions": precisions,
+        "precision_alarms": precision_alarms, "constants": constants,
+        "peers": lambda root: peers(root, given, chosen.tool),
+        "speed": lambda root: speed(root, chosen.artifact),
     }
     wanted = chosen.only or list(parts)
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / "validator.json"
     result: dict[str, Any] = {}
-    packages = ("modelport", "torch", "transformers", "onnx", "onnxruntime", "numpy")
+    packages = ("modelport", "torch", "transformers", "onnx", "onnxruntime", "openvino", "numpy")
     for name in wanted:
         started = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="modelport-validator-") as root:
@@ -337,6 +436,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name == "peers" and name in result:
             before = result[name]["result"]
             found = {key: {**before[key], **found[key]} for key in before}
+        elif name == "speed" and chosen.artifact and name in result:
+            found = {**result[name]["result"], **found}
         result[name] = {"result": found, "environment": machine, "load": os.getloadavg(),
                         "seconds": round(time.perf_counter() - started, 1)}
         file.write_text(json.dumps(result, indent=1) + "\n")
