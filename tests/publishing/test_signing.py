@@ -151,6 +151,41 @@ def test_keyless_says_what_it_needs(proven, monkeypatch):
     assert "--private-key" in caught.value.hint
 
 
+def test_keyless_is_asked_for_on_the_command_line(proven, tmp_path, monkeypatch, keys):
+    """The options reach OpenSSF model signing as its own, which its signatures confirm."""
+    import inspect
+
+    from model_signing import signing as theirs_s
+    from model_signing import verifying as theirs_v
+    from modelport.artifacts import signing
+
+    asked: list[object] = []
+    monkeypatch.setattr(theirs_s.Config, "sign", lambda self, root, to: to.write_text("{}"))
+    monkeypatch.setattr(
+        theirs_s.Config, "use_sigstore_signer",
+        lambda self, **options: asked.append(options) or self)
+    monkeypatch.setattr(signing, "covers", lambda *_: True)
+    url = f"file://{tmp_path}/repository"
+    assert execute(["publish", str(proven), url, "--keyless"]) == 0
+    assert asked == [{"use_ambient_credentials": True}]
+    (proven / release.SIGNATURE).unlink()
+    both = ["--keyless", "--private-key", str(keys / "ours.pem")]
+    assert execute(["publish", str(proven), url, *both]) == 2
+    asked.clear()
+    monkeypatch.setattr(theirs_v.Config, "verify", lambda *_: None)
+    monkeypatch.setattr(
+        theirs_v.Config, "use_sigstore_verifier",
+        lambda self, **options: asked.append(options) or self)
+    name, issuer = "https://host/team/app/.github/workflows/x.yml@refs/tags/v1", "https://issuer"
+    assert execute(["pull", url, str(tmp_path / "a"), "--identity", name, "--issuer", issuer]) == 0
+    assert asked == [{"identity": name, "oidc_issuer": issuer}]
+    assert execute(["pull", url, str(tmp_path / "b"), "--identity", name]) == 2
+    monkeypatch.undo()
+    for method, words in ((theirs_s.Config.use_sigstore_signer, {"use_ambient_credentials"}),
+                          (theirs_v.Config.use_sigstore_verifier, {"identity", "oidc_issuer"})):
+        assert words <= set(inspect.signature(method).parameters)
+
+
 def test_provenance_says_where_it_came_from(signed):
     statement = json.loads((signed / release.PROVENANCE).read_bytes())
     manifest = artifacts.read(signed).manifest
