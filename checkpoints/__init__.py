@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .build import cache_root
+    from .custom import CustomModel
     from .loader import load, load_reference
     from .model import Checkpoint, Dtype, LoadedModel, Source, TensorRef
     from .resolver import resolve
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
+    "CustomModel",
     "Dtype",
     "LoadedModel",
     "Source",
@@ -32,7 +34,7 @@ __all__ = [
 ]
 
 _HOME = {"Checkpoint": "model", "LoadedModel": "model", "Source": "model", "TensorRef": "model",
-         "cache_root": "build",
+         "cache_root": "build", "CustomModel": "custom",
          "load": "loader", "load_reference": "loader", "resolve": "resolver", "tokenize": "tokens",
          "tokenizer": "tokens", "has_tokenizer": "tokens", "Dtype": "model"}
 

@@ -61,6 +61,10 @@ def load(
         UsageError: the checkpoint lacks the task's head, or the model needs inputs that can't be
             derived.
     """
+    if checkpoint.make is not None:
+        from . import custom
+
+        return custom.load(checkpoint, dtype)
     with _quiet():
         target = _target(checkpoint)
         tensors: Mapping[str, TensorRef] = checkpoint.tensors
@@ -95,6 +99,10 @@ def load_reference(
         CheckpointError: transformers can't load it.
         UsageError: the checkpoint lacks the task's head.
     """
+    if checkpoint.make is not None:
+        from . import custom
+
+        return custom.load_reference(checkpoint, dtype)
     import torch
 
     with _quiet():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from ..errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ..spec import ModelSpec
 
 Attention = Literal["eager", "sdpa"]
+IN_MEMORY = "module:"
+"""Before the name of a module that only the process it lives in can make."""
+
 Dtype = Literal["float32", "float64", "float16", "bfloat16"]
 
 
@@ -86,12 +89,14 @@ class Checkpoint:
         tensors: every stored tensor by its name in the checkpoint.
         origin: :attr:`source`, but for the digest, which is still being computed.
         scan: the pass that computes it.
+        make: makes a module that is not transformers' again; None for a transformers model.
     """
 
     root: Path
     tensors: Mapping[str, TensorRef]
     origin: Source
     scan: Scan = field(compare=False, repr=False)
+    make: Callable[[], object] | None = field(default=None, compare=False, repr=False)
 
     @property
     def task(self) -> str:

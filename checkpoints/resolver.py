@@ -20,7 +20,7 @@ from ..errors import (
 )
 from . import build, hub, tasks
 from .files import PICKLES, SINGLE, read_config, read_tensors, sidecars, weight_files
-from .model import Checkpoint, Source
+from .model import IN_MEMORY, Checkpoint, Source
 from .scan import BackgroundScan
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ def resolve(
     """Find a checkpoint, fetch it if need be, and start hashing its weights in the background.
 
     Args:
-        model: a hub id, a local directory, ``demo``, or a bundled architecture. A directory wins
-            over a hub id of the same name.
+        model: a hub id, a local directory, ``demo``, a bundled architecture, or
+            ``file.py:factory`` (see :mod:`.custom`). A directory wins over a hub id of the same
+            name.
         revision: branch, tag or commit of a hub model; recorded as the commit it stands for.
         task: overrides the one the checkpoint was saved for.
         weights: ``random`` draws them from ``seed``; a bundled architecture then needs no network
@@ -79,6 +80,11 @@ def resolve(
         HubUnreachable: no answer, and the files are not in the cache.
         BackendUnavailable: ``demo`` without its package.
     """
+    if model.startswith(IN_MEMORY) or ".py:" in model:
+        from . import custom
+
+        if custom.is_custom(model):
+            return custom.resolve(model, allowed=trust_remote_code)
     if task is not None:
         tasks.check(task)
     if weights not in ("pretrained", "random"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import artifacts, errors, exporters, transforms
+from ..checkpoints.model import IN_MEMORY
 from ..errors import (
     ClaimError,
     ExportError,
@@ -287,6 +288,11 @@ def _traced(model: LoadedModel) -> dict[str, int]:
 
 def validate_in_child(root: Path) -> artifacts.Manifest:
     """Validate in a fresh process, so that neither side's memory adds to the other's."""
+    if artifacts.read(root).manifest.source.model.startswith(IN_MEMORY):
+        from .validating import validate_artifact  # another process has no such module
+
+        validate_artifact(root)
+        return artifacts.read(root).manifest
     device = artifacts.read(root).manifest.target.get("device", "cpu")
     command = [sys.executable, "-m", "modelport", "validate", str(root), "--quiet", "--json",
                "--device", device]

@@ -1,0 +1,128 @@
+"""Modules of one's own go through the same exporters, parity and manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import modelport
+import pytest
+import torch
+from modelport import pipeline
+from modelport.errors import CheckpointError, ParityError, RemoteCodeRefused, UsageError
+from modelport.exporters.onnx import OnnxOptions
+from modelport.spec import Dim
+
+FACTORY = """
+import torch
+
+
+class Scorer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(11, 8)
+        self.inner = torch.nn.Linear(8, 5)
+
+    def forward(self, ids, weights):
+        mixed = (self.table(ids) * weights[..., None]).sum(1)
+        return {"scores": self.inner(mixed).tanh(), "total": mixed.sum(-1)}
+
+
+def scorer():
+    torch.manual_seed(3)
+    ids, weights = torch.randint(0, 11, (2, 6)), torch.rand(2, 6)
+    axes = {0: "batch", 1: "length"}
+    return Scorer(), {"ids": ids, "weights": weights}, {"ids": axes, "weights": axes}
+
+
+def nothing():
+    return 7
+"""
+
+
+class Frozen(torch.nn.Module):
+    """Its loop runs as often as the example is long: right for the example, wrong for the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros_like(x[:, 0])
+        for i in range(x.shape[1]):
+            total = total + self.inner(x[:, i])
+        return total
+
+
+def linear() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6, 3))
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> Callable[[str], str]:
+    file = tmp_path / "mine.py"
+    file.write_text(FACTORY)
+    return lambda name: f"{file}:{name}"
+
+
+def test_a_module_in_memory_is_exported_and_proven(tmp_path: Path) -> None:
+    artifact = modelport.export(linear(), (torch.rand(2, 4),), tmp_path / "out",
+                                OnnxOptions(opset=11))
+    assert artifact.manifest.proven
+    assert artifact.manifest.source.model == "module:Sequential"
+    assert artifact.spec.inputs[0].shape == ("batch", 4)
+    assert artifact.spec.outputs[0].shape == ("batch", 3)
+
+
+def test_its_ranges_are_those_given(tmp_path: Path) -> None:
+    artifact = modelport.export(
+        linear(), {"input": torch.rand(2, 5, 4)}, tmp_path / "out", format="torchscript",
+        dims={"input": {0: "batch", 1: "length"}}, ranges={"length": Dim(2, 5, 9)})
+    assert artifact.spec.dims["length"] == Dim(2, 5, 9)
+    assert artifact.manifest.proven
+
+
+def test_what_is_right_for_the_example_alone_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ParityError):
+        modelport.export(Frozen(), (torch.rand(2, 5, 4),), tmp_path / "out",
+                         OnnxOptions(strategy="trace"), dims={"x": {0: "batch", 1: "length"}})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_runs_only_when_it_is_allowed(factory: Callable[[str], str]) -> None:
+    with pytest.raises(RemoteCodeRefused, match="--trust-remote-code"):
+        pipeline.ModelRequest(factory("scorer")).resolve()
+
+
+def test_a_factory_is_exported_and_validated_in_another_process(
+    factory: Callable[[str], str], tmp_path: Path
+) -> None:
+    request = pipeline.ModelRequest(factory("scorer"), trust_remote_code=True)
+    artifact = modelport.export("onnx", request, tmp_path / "out")
+    assert artifact.manifest.proven
+    assert artifact.spec.output_names == ("scores", "total")
+    assert artifact.spec.inputs[0].shape == ("batch", "length")
+    assert artifact.manifest.source.remote_code
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("nothing", "returned int"), ("absent", "has no function absent")])
+def test_a_factory_that_makes_no_module(
+    name: str, said: str, factory: Callable[[str], str]
+) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        pipeline.ModelRequest(factory(name), trust_remote_code=True).resolve()
+
+
+def test_a_module_of_another_process_cannot_be_had() -> None:
+    with pytest.raises(CheckpointError, match="memory of another process"):
+        pipeline.ModelRequest("module:Gone").resolve()
+
+
+@pytest.mark.parametrize(("dims", "said"), [
+    ({"y": {0: "batch"}}, "y, which is no input"), ({"input": {4: "batch"}}, "axis 4")])
+def test_dims_that_do_not_fit(dims: object, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        modelport.export(linear(), {"input": torch.rand(2, 4)}, tmp_path / "out",
+                         dims=dims)  # type: ignore[arg-type]
