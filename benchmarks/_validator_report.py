@@ -105,15 +105,15 @@ def _precisions(found: Mapping[str, Any]) -> list[str]:
 def _precision_alarms(found: list[Mapping[str, Any]]) -> list[str]:
     lines = ["## Reduced precision, correct artifacts", "",
              "Gate B on artifacts without a fault, by architecture and seed.", "",
-             "| precision | artifacts | comparisons | rejected | largest ρ |",
+             "| precision | artifacts | comparisons | rejected | largest error / allowed |",
              "| --- | --- | --- | --- | --- |"]
     for label in dict.fromkeys(r["precision"] for r in found):
         some = [r for r in found if r["precision"] == label]
         judged = [r for r in some if r["accepted"] is not None]
         wrong = [f"{r['kind']} seed {r['seed']}" for r in judged if not r["accepted"]]
-        rho = max(r["rho"] for r in judged if r["rho"] is not None)
+        top = max(r["excess"] for r in judged if r["excess"] is not None)
         lines.append(f"| {label} | {len(judged)} | {sum(r['comparisons'] for r in judged)} | "
-                     f"{len(wrong)}{': ' * bool(wrong)}{', '.join(wrong)} | {rho:.3g} |")
+                     f"{len(wrong)}{': ' * bool(wrong)}{', '.join(wrong)} | {top:.2f} |")
     return lines
 
 
