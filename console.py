@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
     from .artifacts import Artifact, ParitySummary
     from .errors import ModelportError
+    from .spec import ModelSpec
+
+MANY = 4
+"""Tensors of one shape, one after the other, that are told in one line: those of a cache."""
 
 
 @dataclass(slots=True)
@@ -117,11 +122,12 @@ def artifact_view(artifact: Artifact) -> RenderableType:
     row("format", f"{m.format}  {_pairs(m.facts)}")
     row("source", f"{m.source.model}{revision}  ({m.source.task})")
     row("weights", f"{weights}  sha256 {m.source.digest[:12]}")
-    for kind, tensors in (("input", m.spec.inputs), ("output", m.spec.outputs)):
-        for t in tensors:
-            row(kind, f"{t.name}  {t.dtype}[{', '.join(map(str, t.shape))}]")
-    for name, dim in m.spec.dims.items():
-        row("dimension", f"{name}  {dim.min} to {dim.max}, typically {dim.opt}")
+    for label, text in _contract(m.spec):
+        row(label, text)
+    for name, component in m.components.items():
+        row("component", f"{name}  {component.file}  {_pairs(component.facts)}")
+        for label, text in _contract(component.spec):
+            row(f"  {label}", text)
     if m.target:
         row("tied to", _pairs(m.target))
     for name, entry in sorted(m.files.items()):
@@ -131,6 +137,19 @@ def artifact_view(artifact: Artifact) -> RenderableType:
         row("attempt", f"{attempt.strategy} {attempt.outcome}{reason}")
     table.add_row("parity", _parity_line(artifact))
     return table
+
+
+def _contract(spec: ModelSpec) -> Iterator[tuple[str, str]]:
+    """Inputs, outputs and dimensions, as a label and a text each."""
+    for kind, tensors in (("input", spec.inputs), ("output", spec.outputs)):
+        for (dtype, shape), alike in groupby(tensors, lambda t: (t.dtype, t.shape)):
+            names = [t.name for t in alike]
+            if len(names) >= MANY:
+                names = [f"{names[0]} … {names[-1]}, {len(names)} of them"]
+            for name in names:
+                yield kind, f"{name}  {dtype}[{', '.join(map(str, shape))}]"
+    for name, dim in spec.dims.items():
+        yield "dimension", f"{name}  {dim.min} to {dim.max}, typically {dim.opt}"
 
 
 def lineage_view(artifact: Artifact) -> RenderableType:

@@ -91,6 +91,12 @@ class ModelRepository(Deployment):
 def _models(artifact: Artifact, serving: Serving, backend: _Backend) -> list[_Model]:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", serving.name):
         raise UsageError(f"{serving.name!r} is no name for a model", hint="--name")
+    if artifact.manifest.components:
+        raise UsageError(
+            f"{artifact.root} is several graphs with a cache between steps, which no model "
+            "repository holds",
+            allowed="an artifact of one graph, or another destination",
+        )
     engines = _engines(artifact)
     if not engines:
         return [_Model(serving.name, backend.file, artifact.spec.dims)]

@@ -143,6 +143,10 @@ def _subject(
     if artifact.format != "onnx":
         raise UsageError(f"a {artifact.format} artifact holds no graph to look into",
                          allowed="onnx", hint="export onnx from the same source and bisect that")
+    if artifact.manifest.components:
+        raise UsageError(f"{path} is several graphs, and one is looked into at a time",
+                         allowed="an artifact of one graph",
+                         hint="--task feature-extraction exports the bare model; bisect that")
     checkpoint = (subjects.with_task(reference, artifact).resolve() if reference
                   else subjects.source_of(artifact))
     return artifact, artifact.spec, checkpoint, path / "model.onnx"

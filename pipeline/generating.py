@@ -53,6 +53,9 @@ SHAPES: tuple[tuple[int, int, Padding], ...] = (
 )  # fmt: skip
 """Batch, length of the longest prompt, and padding."""
 
+SUSPECT = validate.Rule().suspect
+"""Times the reference's error that rounding explains."""
+
 CONTINUATION = "continuation"
 
 
@@ -307,6 +310,10 @@ def _run_as(
     return opener()
 
 
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
+
 class _Tokens:
     """Compares what two sides generate, and remembers."""
 
@@ -394,5 +401,7 @@ class _Tokens:
         said = expected["greedy"][:, :step + 1]
         truth = self._opened.run({**feeds, CONTINUATION: said})["logits"][row, step]
         ours, theirs = actual["logits"][row, step], expected["logits"][row, step]
-        error = max(float(np.sqrt(np.mean((side - truth) ** 2))) for side in (ours, theirs))
+        noise = max(_rms(theirs - truth), float(np.finfo(np.float32).eps) * _rms(truth))
+        # An error beyond rounding excuses nothing.
+        error = max(noise, min(_rms(ours - truth), SUSPECT * noise))
         return float(truth[theirs.argmax()] - truth[ours.argmax()]), error

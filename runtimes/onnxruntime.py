@@ -180,6 +180,7 @@ class OnnxSession(Session):
 
     def run_tensors(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         import torch
+        from torch.utils.dlpack import from_dlpack
 
         self._check_open()
         binding = self._session.io_binding()
@@ -191,7 +192,7 @@ class OnnxSession(Session):
                                tuple(value.shape), value.data_ptr())
         self._session.run_with_iobinding(self._bind_outputs(binding), self._unrecorded())
         outputs = zip(self._session.get_outputs(), binding.get_outputs(), strict=True)
-        return {output.name: torch.from_dlpack(value) for output, value in outputs}
+        return {output.name: from_dlpack(value) for output, value in outputs}
 
     def _bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], None]:
         import onnxruntime as ort

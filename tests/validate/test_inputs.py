@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from modelport.errors import SpecError, UsageError
 from modelport.spec import Dim, ModelSpec, TensorSpec
 from modelport.validate import Case, draw, file_cases, given_case, text_cases
-from modelport.validate.inputs import digest, mask_arrays
+from modelport.validate.compare import kept
+from modelport.validate.inputs import digest, mask_arrays, mask_pieces
 from modelport.validate.matrix import PADDINGS
 from toy_transformer import toy_spec
 
@@ -179,3 +180,37 @@ def test_a_value_that_does_not_fit_is_not_cast():
     feeds["input_ids"] = feeds["input_ids"] + 0.5
     with pytest.raises(SpecError, match="float64"):
         given_case(toy_spec(), feeds, origin="file")
+
+
+def test_a_mask_over_a_sum_speaks_of_its_terms_and_of_their_tail():
+    spec = ModelSpec(
+        (TensorSpec("ids", "int64", ("batch", "sequence"), "tokens", 100, 1),
+         TensorSpec("mask", "int64", ("batch", "past+sequence"), "mask"),
+         TensorSpec("tail", "int64", (), "tail", high=3),
+         TensorSpec("past", "float32", ("batch", 2, "past", 4), "features")), (), {})
+    case = Case((("batch", 3), ("past", 4), ("sequence", 5)), "left", 3)
+    feeds = draw(spec, case)
+    assert feeds["tail"].shape == ()
+    mask = feeds["mask"].astype(bool)
+    for count in (0, 1, 2):
+        feeds["tail"] = np.asarray(count)
+        found = mask_pieces(spec, feeds, mask_arrays(spec, feeds))
+        assert set(found) == {("batch", "past"), ("batch", "sequence"), ("batch", "tail")}
+        np.testing.assert_array_equal(found["batch", "past"], mask[:, :4])
+        np.testing.assert_array_equal(found["batch", "sequence"], mask[:, 4:])
+        np.testing.assert_array_equal(found["batch", "tail"], mask[:, -count:] if count
+                                      else mask[:, 4:])
+
+
+def test_a_piece_of_a_mask_is_silent_on_outputs_without_its_dimension():
+    masks = {("batch", "past+sequence"): np.array([[0, 0, 0, 1], [1, 1, 1, 1]], bool)}
+    pieces = {("batch", "past"): masks["batch", "past+sequence"][:, :2],
+              ("batch", "sequence"): masks["batch", "past+sequence"][:, 2:]}
+    present = TensorSpec("present", "float32", ("batch", 2, "past+sequence", 4))
+    found = kept(present, masks, pieces)
+    np.testing.assert_array_equal(found[:, 0, :, 0], masks["batch", "past+sequence"])
+    hidden = TensorSpec("hidden", "float32", ("batch", "sequence", 8))
+    np.testing.assert_array_equal(kept(hidden, masks, pieces)[..., 0],
+                                  pieces["batch", "sequence"])
+    pooled = TensorSpec("pooled", "float32", ("batch", 8))
+    assert kept(pooled, masks, pieces) is None

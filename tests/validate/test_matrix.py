@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from modelport.errors import UsageError
 from modelport.spec import Dim, ModelSpec, TensorSpec
 from modelport.validate import Case, plan
-from modelport.validate.matrix import PADDINGS, admits, memory, positions, sizes_of
+from modelport.validate.matrix import PADDINGS, admits, fitted, memory, positions, sizes_of
 
 TOKENS = ("batch", "sequence")
 
@@ -126,3 +126,43 @@ def test_chosen_sizes_replace_the_default_and_are_checked():
 def test_given_cases_run_first():
     given_ones = [Case((("batch", 1), ("sequence", 1)), origin="file")]
     assert (plan(CAMEMBERT) + given_ones).cases[0] is given_ones[0]
+
+
+CACHED = ModelSpec(
+    (TensorSpec("ids", "int64", TOKENS, "tokens", 100, 1),
+     TensorSpec("mask", "int64", ("batch", "past+sequence"), "mask"),
+     TensorSpec("tail", "int64", (), "tail", high=3),
+     TensorSpec("past", "float32", ("batch", 2, "past", 4), "features")),
+    (TensorSpec("x", "float32", ("batch", "tail", 8)),
+     TensorSpec("present", "float32", ("batch", 2, "past+sequence", 4))),
+    {"batch": Dim(1, 8, 64), "sequence": Dim(1, 40, 40), "past": Dim(0, 39, 39),
+     "past+sequence": Dim(1, 40, 40)})
+
+
+def test_sums_keep_their_limit_and_every_term_reaches_its_ends():
+    cases = plan(CACHED).cases
+    for case in cases:
+        sizes = dict(case.sizes)
+        assert set(sizes) == {"batch", "sequence", "past"}
+        assert sizes["past"] + sizes["sequence"] <= 40
+    for name in ("sequence", "past"):
+        for padding in ("none", "right", "left"):
+            found = {dict(c.sizes)[name] for c in cases if c.padding == padding and c.essential}
+            assert {CACHED.dims[name].min, CACHED.dims[name].max} <= found
+    prefill = {dict(c.sizes)["sequence"] for c in cases if dict(c.sizes)["past"] == 0}
+    assert len(prefill) > 3
+    assert {dict(c.sizes)["past"] for c in cases if dict(c.sizes)["sequence"] == 1} >= {0, 3, 39}
+
+
+def test_what_is_not_wanted_gives_way():
+    sizes = {"batch": 1, "sequence": 30, "past": 30}
+    assert fitted(CACHED, sizes, ("past",)) == {"batch": 1, "sequence": 10, "past": 30}
+    assert fitted(CACHED, sizes, ("sequence",)) == {"batch": 1, "sequence": 30, "past": 10}
+    full = {"batch": 1, "sequence": 40, "past": 39}
+    assert fitted(CACHED, full, ("past",)) == {"batch": 1, "sequence": 1, "past": 39}
+
+
+def test_a_cache_counts_as_memory():
+    small, large = (Case((("batch", 8), ("past", past), ("sequence", 1))) for past in (1, 39))
+    assert memory(CACHED, large) > memory(CACHED, small)
+    assert positions(CACHED, large) == 8 * 40

@@ -1,0 +1,176 @@
+"""An artifact that generates, through every command: run, inspect, publish, pull, verify."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from modelport import artifacts, load_pipeline, pipeline, validate
+from modelport.cli import execute
+from modelport.errors import UsageError
+from modelport.exporters.onnx import OnnxOptions
+from modelport.pipeline import generating
+from modelport.session import Placement, Session
+
+WORDS = "proof before deployment is what it says and nothing is claimed that was not measured"
+
+
+@pytest.fixture(scope="module")
+def written(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-2 with a tokenizer of whole words, exported."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    place = tmp_path_factory.mktemp("written")
+    shutil.copytree(tiny("gpt2", "text-generation", initializer_range=0.6), place / "model")
+    known = {word: i for i, word in enumerate(dict.fromkeys(WORDS.split()))}
+    rest = {f"w{i}": i for i in range(len(known), 98)}
+    words = Tokenizer(models.WordLevel({**known, **rest, "<end>": 98}, unk_token="<end>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", unk_token="<end>"
+                            ).save_pretrained(place / "model")
+    request = pipeline.ModelRequest(str(place / "model"))
+    pipeline.export("onnx", request, place / "out", validate=False)
+    return place / "out"
+
+
+def test_run_says_what_the_model_says(
+    written: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["run", str(written), "--text", "proof before", "--max-new-tokens", "6"]
+    assert execute([*asked, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["task"] == "text-generation"
+    assert answer["outputs"]["generated"] == {"shape": [1, 8], "dtype": "int64"}
+    with load_pipeline(written, threads=1) as model:
+        prompt = model.prompt(["proof before"])
+        assert answer["answer"] == model.text(model.generate(**prompt, max_new_tokens=6))[0]
+    assert answer["answer"].startswith("proof before ")
+    assert execute([*asked, "--sample", "--seed", "3"]) == 0
+    first = capsys.readouterr().out
+    assert execute([*asked, "--sample", "--seed", "3"]) == 0
+    assert capsys.readouterr().out == first
+    assert execute([*asked, "--beams", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [(["--text", ""], "'' has no tokens"),
+     (["--text", "proof", "--max-new-tokens", "41"], "more than the context holds")],
+)  # fmt: skip
+def test_run_refuses_what_does_not_fit(
+    written: Path, asked: list[str], found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(["run", str(written), *asked]) == 2
+    assert found in capsys.readouterr().err
+
+
+def test_uneven_texts_are_padded_on_the_left(written: Path) -> None:
+    with load_pipeline(written, threads=1) as model:
+        prompt = model.prompt(["proof", "it says what is measured"])
+        assert prompt["attention_mask"].tolist() == [[0, 0, 0, 0, 1], [1, 1, 1, 1, 1]]
+        alone = model.generate(**model.prompt(["proof"]), max_new_tokens=5)
+        together = model.generate(**prompt, max_new_tokens=5)
+        assert together[0, -5:].tolist() == alone[0, -5:].tolist()
+        with pytest.raises(UsageError, match="'' has no tokens"):
+            model.prompt(["proof", ""])
+
+
+def test_inspect_shows_the_component(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["inspect", str(written)]) == 0
+    shown = capsys.readouterr().out
+    assert "decoder.onnx" in shown
+    assert "past_key_0 … past_value_1, 4 of them  float32[batch, 4, past, 8]" in shown
+    assert "attention_mask  int64[batch, past+sequence]" in shown
+    assert execute(["inspect", str(written), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)["manifest"]
+    assert record["components"]["decoder"]["facts"]["opset"] == 17
+
+
+def test_published_pulled_and_verified(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, pulled = f"file://{tmp_path}/repository", tmp_path / "pulled"
+    assert execute(["publish", str(written), place, "--allow-unproven"]) == 0
+    assert execute(["pull", place, str(pulled)]) == 0
+    assert execute(["verify", str(pulled)]) == 0
+    capsys.readouterr()
+    assert artifacts.read(pulled).manifest == artifacts.read(written).manifest
+    with load_pipeline(pulled, threads=1) as model:
+        assert model.generate(**model.prompt(["proof"]), max_new_tokens=3).shape == (1, 4)
+    (pulled / "decoder.onnx").unlink()
+    assert execute(["verify", str(pulled)]) == 4
+
+
+def test_half_precision_applies_to_the_component(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    source = pipeline.ModelRequest(str(tiny("gpt2", "text-generation")))
+    pipeline.export("onnx", source, out, OnnxOptions(dtype="fp16"), validate=False)
+    manifest = artifacts.verify(out).manifest
+    weights = manifest.components["decoder"].facts["weight_bytes"]
+    assert weights["float16"] > weights.get("float32", 0)
+    assert manifest.facts["precision"] == "float16"
+
+
+class Given(Session):
+    """Answers with what it was given."""
+
+    runtime = "given"
+
+    def __init__(self, spec: Any, outputs: Mapping[str, np.ndarray]) -> None:
+        super().__init__(spec)
+        self._outputs = outputs
+
+    def placement(self) -> Placement:
+        return Placement("cpu")
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(self._outputs)
+
+
+def compared(written: Path, **changed: np.ndarray) -> dict[str, str]:
+    """Verdicts by output, of a candidate that differs from its reference in ``changed``."""
+    prompt = generating._Prompt.of(artifacts.read(written))
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 97, (3, 4))
+    logits = rng.standard_normal((3, 4, 99)).astype(np.float32)
+    logits[np.arange(3)[:, None], np.arange(4), tokens] = 9.0
+    wanted = {"greedy": tokens, "logits": logits, "sampled 0": tokens + 1, "sampled 1": tokens,
+              "beams": tokens, "scores": np.array([-3.0, -4.0, -5.0])}  # fmt: skip
+    candidate = Given(prompt.spec, {**wanted, **changed})
+    truth = Given(prompt.forced(), {"logits": logits.astype(np.float64)})
+    found = generating._Tokens(candidate, Given(prompt.spec, wanted), lambda: truth)
+    found.compare(validate.Case((("batch", 3), ("sequence", 5)), "left", 1))
+    return {result.output: result.verdict for result in found._results}
+
+
+def test_equal_tokens_pass(written: Path) -> None:
+    names = ("greedy", "sampled 0", "sampled 1", "beams")
+    assert compared(written) == dict.fromkeys(names, "pass")
+
+
+def test_other_greedy_tokens_fail(written: Path) -> None:
+    assert compared(written, greedy=np.full((3, 4), 98))["greedy"] == "fail"
+
+
+def test_one_other_draw_is_noted_and_two_fail(written: Path) -> None:
+    other = np.full((3, 4), 98)
+    assert compared(written, **{"sampled 0": other}) == {
+        "greedy": "pass", "sampled 1": "pass", "beams": "pass"
+    }  # fmt: skip
+    both = compared(written, **{"sampled 0": other, "sampled 1": other})
+    assert (both["sampled 0"], both["sampled 1"]) == ("fail", "fail")
+
+
+def test_other_beams_pass_at_equal_scores_only(written: Path) -> None:
+    other = np.full((3, 4), 98)
+    assert compared(written, beams=other)["beams"] == "pass"
+    worse = np.array([-3.0, -4.0, -5.1])
+    assert compared(written, beams=other, scores=worse)["beams"] == "fail"
