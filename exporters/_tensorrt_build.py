@@ -169,6 +169,8 @@ def configured(trt: Any, builder: Any, settings: Settings) -> Any:
         (settings.version_compatible, "VERSION_COMPATIBLE"),
         (settings.refit, "REFIT"),
         (settings.strip_plan, "STRIP_PLAN"),
+        # The weights that come back are those it was built with, so none stays unfolded for others.
+        (settings.strip_plan and not settings.refit, "REFIT_IDENTICAL"),
         (settings.weight_streaming, "WEIGHT_STREAMING"),
     ):
         if wanted:

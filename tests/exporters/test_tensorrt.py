@@ -322,6 +322,8 @@ def test_stripped_engines_keep_the_graph_beside_them(
     written = EXPORTER.read_back(model, out, TensorRTOptions(**SMALL, strip_plan=True))
     assert written.facts["weights"] == "beside the engines"
     assert world.trt.called("Refitter.refit_cuda_engine")
+    flags = {c["flag"].name for c in world.trt.called("IBuilderConfig.set_flag")}
+    assert flags == {"STRIP_PLAN", "REFIT_IDENTICAL"}
 
 
 def test_a_version_compatible_engine_is_read_back(
