@@ -23,6 +23,10 @@ Padding = Literal["none", "right", "left", "masked"]
 """none: every position is content; right, left: rows of different lengths, padded on that side;
 masked: as none, but one row is padding from end to end (a batch filled up to its bucket)."""
 
+FEW_POSITIONS = 256
+"""Positions (batch × sequence) up to which a tail may be all of them: the logits of more would take
+a gigabyte in float64 for a vocabulary of 50 000."""
+
 Feeds = Mapping[str, np.ndarray]
 Tokenize = Callable[[Sequence[str]], Mapping[str, Any]]
 
@@ -78,7 +82,15 @@ def draw(spec: ModelSpec, case: Case) -> dict[str, np.ndarray]:
     for tensor in spec.inputs:
         if tensor.role == "mask" and tensor.shape not in masks:
             masks[tensor.shape] = _mask(spec.shape(tensor, sizes), case.padding, rng)
-    return {t.name: _draw_one(t, spec.shape(t, sizes), masks, rng) for t in spec.inputs}
+    return {t.name: np.asarray(rng.integers(*tail_range(t, sizes)), numpy_dtype(t.dtype))
+            if t.role == "tail" else _draw_one(t, spec.shape(t, sizes), masks, rng)
+            for t in spec.inputs}
+
+
+def tail_range(tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, int]:
+    """What a tail is drawn from, the end excluded: 0, which is all positions, in small cases."""
+    few = sizes.get("batch", 1) * sizes["sequence"] <= FEW_POSITIONS
+    return (0 if few else 1), max(tensor.high or 2, 2)
 
 
 def mask_arrays(spec: ModelSpec, feeds: Feeds) -> dict[tuple[int | str, ...], np.ndarray]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..spec import terms
-from .inputs import Case, Padding
+from .inputs import Case, Padding, tail_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
@@ -159,6 +159,9 @@ def output_elements(spec: ModelSpec, case: Case) -> int:
     sizes = {d: 1 for t in spec.outputs for dim in t.shape if isinstance(dim, str)
              for d in terms(dim)}
     sizes |= {name: dim.max for name, dim in spec.free.items()} | dict(case.sizes)
+    for tensor in (t for t in spec.inputs if t.role == "tail"):
+        least, end = tail_range(tensor, sizes)
+        sizes[tensor.name] = min(sizes["sequence"], end - 1) if least else sizes["sequence"]
     return sum(prod(spec.shape(t, sizes)) for t in spec.outputs)
 
 

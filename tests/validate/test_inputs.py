@@ -191,6 +191,10 @@ def test_a_mask_over_a_sum_speaks_of_its_terms_and_of_their_tail():
     case = Case((("batch", 3), ("past", 4), ("sequence", 5)), "left", 3)
     feeds = draw(spec, case)
     assert feeds["tail"].shape == ()
+    drawn = {int(draw(spec, Case(case.sizes, "left", seed))["tail"]) for seed in range(20)}
+    assert drawn == {0, 1, 2}
+    large = (("batch", 64), ("past", 4), ("sequence", 5))  # all logits would not fit
+    assert {int(draw(spec, Case(large, "none", seed))["tail"]) for seed in range(20)} == {1, 2}
     mask = feeds["mask"].astype(bool)
     for count in (0, 1, 2):
         feeds["tail"] = np.asarray(count)
