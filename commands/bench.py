@@ -42,6 +42,10 @@ class _Bench(click.Command):
 @click.option("--seq-lens", help="Default: 16,128,384; none where only a corpus is measured.")
 @click.option("--threads", default=None, help="Thread counts, such as 1,2; default: all cores.")
 @click.option("--batching", help="Measure a corpus, cut like this: padded,sorted,token-budget.")
+@click.option("--new-tokens", type=click.IntRange(2), default=32, show_default=True,
+              help="To generate, for models that do; --seq-lens are their prompts.")
+@click.option("--eager", "eager", default="dynamic,static,compiled", show_default=True,
+              help="How transformers generates beside them.")
 @click.option("--corpus", type=FILE,
               help="Text, one sentence a line; default: the built-in lengths.")
 @click.option("--token-budget", type=click.IntRange(1), default=4096, show_default=True,
@@ -71,11 +75,12 @@ class _Bench(click.Command):
 @common
 def bench(
     output: Output, paths: tuple[Path, ...], destination: Path, self_test: bool,
-    against: Path | None, max_regression: float, **chosen: Any,
+    against: Path | None, max_regression: float, new_tokens: int, eager: str, **chosen: Any,
 ) -> int:
     """Measure artifacts against their source and say which one to deploy.
 
-    ``bench bark --combinations`` measures what each optimisation of Bark brings instead.
+    An artifact that generates is measured beside its source in transformers, prefill and decode
+    apart. ``bench bark --combinations`` measures what each optimisation of Bark brings instead.
 
     Beside artifacts, ARTIFACT may be a bare model file that somebody else made.
     """
@@ -90,6 +95,8 @@ def bench(
         raise click.UsageError("name at least one artifact")
     with output.progress() as notify:
         report = pipeline.bench(paths, destination, _grid(**chosen), notify=notify)
+    if pipeline.generates(paths[0]):
+        return _generation(output, paths, destination, new_tokens, eager, **chosen)
     output.result(
         json.loads((destination / "benchmark.json").read_text(encoding="utf-8")),
         lambda: benchmark.renderable(report),
@@ -105,6 +112,36 @@ def bench(
 
 def _grid(
     *, baseline: str | None, baseline_weights: str, device: str, runtime_names: str | None,
+def _generation(
+    output: Output, paths: tuple[Path, ...], destination: Path, new_tokens: int, eager: str, *,
+    baseline: str | None, baseline_weights: Any, device: str, batch_sizes: str | None,
+    seq_lens: str | None, threads: str | None, rounds: int, timeout: float, **_: Any,
+) -> int:
+    """Measure models that generate; options of other measurements are not theirs."""
+    from .. import pipeline
+    from ..runtimes import benchmark
+
+    shapes = tuple(benchmark.Shape(batch, prompt, new_tokens)
+                   for batch in sizes(batch_sizes or "1,8,64")
+                   for prompt in sizes(seq_lens or "16,128,512"))
+    cores = sizes(threads) or (os.cpu_count() or 1,)
+    if len(cores) > 1:
+        raise click.BadParameter("one thread count at a time, for models that generate")
+    grid = pipeline.GenerationGrid(
+        shapes,
+        pipeline.ModelRequest(baseline, weights=baseline_weights) if baseline else None,
+        tuple(eager.split(",")),
+        {"rounds": rounds, "threads": cores[0], "device": device, "timeout": timeout})
+    with output.progress() as notify:
+        report = pipeline.bench_generation(paths, destination, grid, notify=notify)
+    output.result(
+        json.loads((destination / benchmark.GENERATION).read_text(encoding="utf-8")),
+        lambda: benchmark.generation_renderable(report),
+    )
+    report.require_complete()
+    return 0
+
+
     batch_sizes: str | None, seq_lens: str | None, threads: str | None, batching: str | None,
     corpus: Path | None, token_budget: int, rounds: int, seconds: float, timeout: float,
     memory_limit: float | None, p95: float | None, **traffic: Any,

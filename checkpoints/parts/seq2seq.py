@@ -189,7 +189,7 @@ class Decoder(torch.nn.Module):
         return (result.logits, *flat(cache.self_attention_cache))
 
 
-class _TakenLayer(DynamicLayer):
+class _TakenLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
     """A layer that keeps the first keys and values as they come."""
 
     def update(

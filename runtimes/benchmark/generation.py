@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ...errors import UsageError
+from ...errors import IncompleteError, UsageError
 from . import environment
 from . import statistics as st
 from .cell import THREAD_VARIABLES
@@ -35,7 +35,7 @@ Mode = Literal["sessions", "dynamic", "static", "compiled"]
 """sessions: an artifact. The rest is the eager model with a growing cache, with one of fixed size,
 and with one of fixed size and the forward compiled."""
 
-REPORT = "generation.json"
+GENERATION = "generation.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +184,18 @@ class GenerationReport:
         """The line of a contestant at a shape."""
         return next(x for x in self.lines if (x.contestant, x.shape) == (contestant, shape))
 
+    def require_complete(self) -> None:
+        """Raise for the exit code when something could not be measured.
+
+        Raises:
+            IncompleteError: says what, and why.
+        """
+        if failed := [x for x in self.lines if x.failure]:
+            causes = dict.fromkeys(f"{x.contestant}, {x.shape}: {x.failure}" for x in failed)
+            raise IncompleteError(
+                f"{len(failed)} of {len(self.lines)} lines failed: " + "; ".join(list(causes)[:5]),
+                hint="run the same command again: it measures only what is missing")
+
 
 def run_generation(
     request: GenerationRequest, notify: Callable[[str], None] = lambda _: None
@@ -207,7 +219,7 @@ def run_generation(
             notify(f"round {number + 1}/{request.rounds} {contestant.name}")
             done.append(_process(request, contestant, number, found.digest))
     report = summarise(request, tuple(done), found)
-    write_json(request.output / REPORT, asdict(report))
+    write_json(request.output / GENERATION, asdict(report))
     return report
 
 
@@ -284,8 +296,8 @@ def _line(
     same = None
     theirs = _runs(request.baseline, shape, processes) if request.baseline else {}
     if theirs and name != request.baseline:
-        speedups = (st.ratio(_of(theirs, _steps), steps, seed=request.seed),
-                    st.ratio(_of(theirs, _totals), totals, seed=request.seed))
+        speedups = (_speedup(_of(theirs, _steps), steps, request.seed),
+                    _speedup(_of(theirs, _totals), totals, request.seed))
         same = {m.tokens for m in mine.values()} == {m.tokens for m in theirs.values()}
     p50, p95 = (st.percentile(pooled, q).interval for q in (0.5, 0.95))
     return Line(
@@ -302,6 +314,15 @@ def _line(
         same=same,
         verdict=st.verdict(list(totals.values())),
     )  # fmt: skip
+
+
+def _speedup(
+    theirs: dict[int, NDArray[np.float64]], mine: dict[int, NDArray[np.float64]], seed: int
+) -> st.Interval:
+    found = st.ratio(theirs, mine, seed=seed)
+    if min(len(theirs), len(mine)) > 1:
+        return found
+    return st.Interval(found.value, found.value, found.value, basis="samples")  # no spread known
 
 
 def _runs(name: str | None, shape: Shape, processes: Sequence[Process]) -> dict[int, Measured]:

@@ -1,0 +1,195 @@
+"""Prefill and decode measured apart: what is timed, how it is kept, what is claimed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from modelport.errors import IncompleteError, UsageError
+from modelport.runtimes import benchmark
+from modelport.runtimes.benchmark import generating, generation
+from modelport.runtimes.benchmark.generation import Contestant, Measured, Process, Sample, Shape
+from modelport.runtimes.benchmark.records import write_json
+
+SHAPE = Shape(2, 4, 3)
+
+
+class Slow:
+    """Generates at a known pace: ``first`` seconds to a token, then ``step`` for each."""
+
+    main_input_name = "input_ids"
+    device = torch.device("cpu")
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=50))
+
+    def __init__(self, first: float, step: float, spoken: int | None = None) -> None:
+        self.first, self.step, self.spoken = first, step, spoken
+        self.asked: list[dict[str, Any]] = []
+
+    def generate(self, input_ids: Any, attention_mask: Any, **asked: Any) -> Any:
+        self.asked.append(asked)
+        for index in range(self.spoken or asked["max_new_tokens"]):
+            time.sleep(self.step if index else self.first)
+            asked["logits_processor"][0](input_ids, None)
+        cache = SimpleNamespace(nbytes=640)
+        return SimpleNamespace(sequences=input_ids, past_key_values=cache)
+
+
+def job(mode: str = "sessions", **changed: Any) -> dict[str, Any]:
+    contestant = dataclasses.asdict(Contestant("it", "path", "id", mode))  # type: ignore[arg-type]
+    return {"contestant": contestant, "round": 0, "repeats": 2, "threads": 1, "device": "cpu",
+            "seed": 0, "shapes": [dataclasses.asdict(SHAPE)], **changed}
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have the measured process open this model."""
+
+    def put(model: Any) -> None:
+        home = SimpleNamespace(open=lambda path, mode, device, options: model)
+        monkeypatch.setattr(generating, "OPENER", ("anything", "open"))
+        monkeypatch.setattr(generating, "importlib",
+                            SimpleNamespace(import_module=lambda *_: home))
+        monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+
+    return put
+
+
+def test_the_first_token_and_the_steps_after_it_are_timed_apart(opened: Any) -> None:
+    opened(Slow(0.04, 0.01))
+    (found,) = generating.measure(job()).shapes
+    assert len(found.samples) == 2  # the first of three calls warms up
+    for sample in found.samples:
+        assert sample.first == pytest.approx(0.04, abs=0.02)
+        assert len(sample.steps) == SHAPE.tokens - 1
+        assert all(step == pytest.approx(0.01, abs=0.008) for step in sample.steps)
+        assert sample.total >= sample.first + sum(sample.steps)
+    assert found.cache == 640
+
+
+def test_a_model_that_stops_early_is_a_failure_not_a_fast_one(opened: Any) -> None:
+    opened(Slow(0.0, 0.0, spoken=2))
+    (found,) = generating.measure(job()).shapes
+    assert not found.samples
+    assert "2 tokens came instead of 3" in found.failure
+
+
+def test_what_each_mode_asks_of_generate(opened: Any) -> None:
+    asked = {}
+    for mode in ("sessions", "dynamic", "static", "compiled"):
+        model = Slow(0.0, 0.0)
+        opened(model)
+        generating.measure(job(mode))
+        asked[mode] = model.asked[0]
+    assert "cache_implementation" not in asked["sessions"]
+    assert "cache_implementation" not in asked["dynamic"]
+    assert asked["static"]["cache_implementation"] == "static"
+    assert asked["static"]["disable_compile"]
+    assert asked["compiled"]["compile_config"]._compile_all_devices
+    assert all(a["min_new_tokens"] == a["max_new_tokens"] == 3 for a in asked.values())
+
+
+def test_bytes_of_a_cache_with_an_encoders_beside_it() -> None:
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+    own, cross = DynamicCache(), DynamicCache()
+    own.update(torch.zeros(2, 4, 3, 8), torch.zeros(2, 4, 3, 8), 0)
+    cross.update(torch.zeros(2, 4, 5, 8), torch.zeros(2, 4, 5, 8), 0)
+    assert generating.cache_bytes(own) == 2 * 2 * 4 * 3 * 8 * 4
+    assert generating.cache_bytes(EncoderDecoderCache(own, cross)) == 2 * 2 * 4 * 8 * 8 * 4
+    assert generating.cache_bytes(None) is None
+
+
+def process(name: str, number: int, step: float, tokens: str = "a", failure: str = "") -> Process:
+    samples = tuple(Sample(10 * step, (step, step * 1.01), 13 * step) for _ in range(2))
+    shapes = (Measured(SHAPE, () if failure else samples, 64, tokens, failure),)
+    return Process(name, number, 1.0, 1 << 20, 1 << 21, shapes)
+
+
+def request(tmp_path: Path, **changed: Any) -> generation.GenerationRequest:
+    both = tuple(Contestant(n, n, n, "sessions") for n in ("eager", "mine"))
+    return generation.GenerationRequest(both, (SHAPE,), tmp_path / "run", baseline="eager",
+                                        **changed)
+
+
+def summary(tmp_path: Path, *processes: Process) -> generation.GenerationReport:
+    from modelport.runtimes.benchmark import environment
+
+    return generation.summarise(request(tmp_path), processes, environment.read())
+
+
+def test_a_speed_up_is_the_ratio_of_medians_paired_by_round(tmp_path: Path) -> None:
+    pace = (0.010, 0.012, 0.011, 0.013, 0.010)
+    report = summary(tmp_path, *(process("eager", n, 2 * s) for n, s in enumerate(pace)),
+                     *(process("mine", n, s) for n, s in enumerate(pace)))
+    line = report.line("mine", SHAPE)
+    assert line.decode_speedup is not None
+    assert line.decode_speedup.value == pytest.approx(2.0)
+    assert line.decode_speedup.low > 1.9  # what drifts from round to round cancels
+    assert line.total_speedup is not None
+    assert line.total_speedup.value == pytest.approx(2.0)
+    assert line.step is not None
+    assert line.rate == pytest.approx(SHAPE.batch / line.step.value)
+    assert line.same is True
+    assert report.line("eager", SHAPE).decode_speedup is None
+
+
+def test_other_ids_than_the_baselines_are_told(tmp_path: Path) -> None:
+    report = summary(tmp_path, process("eager", 0, 0.02), process("mine", 0, 0.01, tokens="b"))
+    assert report.line("mine", SHAPE).same is False
+    shown = benchmark.generation_markdown(report, "Title")
+    assert "| no |" in shown
+    assert "2.00 [" not in shown  # one round supports no interval
+    assert "| 2.00 |" in shown
+
+
+def test_what_failed_is_named_and_never_counted(tmp_path: Path) -> None:
+    report = summary(tmp_path, process("eager", 0, 0.02), process("mine", 0, 0.01, failure="oh"))
+    assert report.line("mine", SHAPE).failure == "oh"
+    assert report.line("mine", SHAPE).step is None
+    with pytest.raises(IncompleteError, match="mine, batch 2, prompt 4, 3 tokens: oh"):
+        report.require_complete()
+
+
+def test_finished_processes_are_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[str] = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        given = json.loads(Path(command[-2]).read_text())
+        name = given["contestant"]["name"]
+        runs.append(name)
+        if name == "mine" and len(runs) < 4:  # its first process dies
+            return SimpleNamespace(returncode=-9)
+        made = process(name, given["round"], 0.01)
+        write_json(Path(command[-1]), dataclasses.asdict(made))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(generation.subprocess, "run", run)
+    asked = request(tmp_path, rounds=1)
+    first = generation.run_generation(asked)
+    assert sorted(runs) == ["eager", "mine"]
+    assert "status -9" in first.line("mine", SHAPE).failure
+    runs += ["-", "-"]
+    second = generation.run_generation(asked)
+    assert runs[-1] == "mine"
+    assert len(runs) == 5
+    second.require_complete()
+
+
+@pytest.mark.parametrize("wrong", [(0, 4, 4), (1, 0, 4), (1, 4, 1)])
+def test_shapes_that_cannot_be_measured(wrong: tuple[int, int, int]) -> None:
+    with pytest.raises(UsageError, match="cannot be measured"):
+        Shape(*wrong)
+
+
+def test_a_baseline_that_is_no_contestant(tmp_path: Path) -> None:
+    asked = dataclasses.replace(request(tmp_path), baseline="other")
+    with pytest.raises(UsageError, match="'other'"):
+        generation.run_generation(asked)
