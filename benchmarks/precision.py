@@ -1,14 +1,18 @@
 """What reduced precision keeps and gains: similarities on real weights, size, and speed.
 
-    python benchmarks/precision.py quality --output benchmarks/results/precision-quality.json
+    python benchmarks/precision.py quality --output precision-quality.json
     python benchmarks/precision.py prepare --work DIR
-    python benchmarks/precision.py speed --work DIR --output benchmarks/results/precision-speed.json
+    python benchmarks/precision.py speed --work DIR --output precision-speed.json
+    python benchmarks/precision.py memory --work DIR --output precision-memory.json
+
+Results are kept in ``benchmarks/results``.
 
 quality: `demo`, 200 English sentences from the standard library's own documentation, mean-pooled
 embeddings; Spearman's correlation of all 19900 pairwise cosine similarities with those of the
 float32 artifact. speed: CamemBERT-base with seeded weights, sequence 128; one process for each
 measurement (thread pools of two sessions disturb each other), interleaved, ratios pair by pair;
-stops after ``--seconds`` and goes on from its output in the next call.
+stops after ``--seconds`` and goes on from its output in the next call. memory: each transform on
+a BERT of 3.5 GB, alone in a process.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -36,16 +42,12 @@ VARIANTS: dict[str, dict[str, str]] = {
     "int8-static, all layers": {"quantize": "int8-static", "budget": NO_LIMIT},
     "int8-weights": {"quantize": "int8-weights", "budget": NO_LIMIT},
     "int4-weights": {"quantize": "int4-weights", "budget": NO_LIMIT},
-    "fp32, simplified": {"optimize": "simplify"},
     "fp32, fused": {"optimize": "fuse"},
-    "int8-dynamic, simplified": {"quantize": "int8-dynamic", "budget": NO_LIMIT,
-                                 "optimize": "simplify"},
     "int8-dynamic, fused": {"quantize": "int8-dynamic", "budget": NO_LIMIT, "optimize": "fuse"},
 }
-QUALITY = tuple(name for name in VARIANTS if "simplified" not in name and "fused" not in name)
-SPEED = ("fp32", "fp32, simplified", "fp32, fused", "bf16", "int8-dynamic, all layers",
-         "int8-dynamic, simplified", "int8-dynamic, fused", "int8-static, all layers",
-         "int8-weights", "int4-weights")
+QUALITY = tuple(name for name in VARIANTS if "fused" not in name)
+SPEED = ("fp32", "int8-dynamic, all layers", "int8-dynamic, fused", "int8-weights", "fp32, fused",
+         "bf16", "int8-static, all layers")
 RUNTIME = {"bf16": "openvino"}
 SHAPES = ((1, 128), (8, 128), (32, 128))
 SENTENCES = 200
@@ -130,7 +132,9 @@ def speed(work: Path, before: dict[str, Any], repeats: int, seconds: float) -> d
 
     raw: dict[str, dict[str, list[float]]] = before.get("seconds", {})
     facts: dict[str, Any] = {}
-    roots = {name: work / re.sub(r"\W+", "-", name) for name in SPEED}
+    places = {name: work / re.sub(r"\W+", "-", name) for name in SPEED}
+    roots = {name: place for name, place in places.items() if (place / "manifest.json").exists()}
+    names = tuple(roots)
     for name, root in roots.items():
         manifest = artifacts.read(root).manifest
         notes = manifest.facts.get("quantize", {})
@@ -143,7 +147,7 @@ def speed(work: Path, before: dict[str, Any], repeats: int, seconds: float) -> d
     until = time.monotonic() + seconds
     for turn in range(repeats):
         for shape in SHAPES:
-            order = [*SPEED[turn % len(SPEED) :], *SPEED[: turn % len(SPEED)]]
+            order = [*names[turn % len(names) :], *names[: turn % len(names)]]
             for name in order:
                 times = raw.setdefault("x".join(map(str, shape)), {}).setdefault(name, [])
                 if len(times) > turn or time.monotonic() > until:
@@ -153,13 +157,113 @@ def speed(work: Path, before: dict[str, Any], repeats: int, seconds: float) -> d
     ratios = {
         shape: {
             name: _spread([a / b for a, b in zip(times["fp32"], times[name], strict=False)])
-            for name in SPEED[1:] if times.get(name) and times.get("fp32")
+            for name in names[1:] if times.get(name) and times.get("fp32")
         }
         for shape, times in raw.items()
     }
     missing = sum(max(0, repeats - len(times.get(name, ()))) for times in raw.values()
                   for name in SPEED)
     return {"seconds": raw, "times_fp32": ratios, "facts": facts, "missing": missing}
+
+
+TRANSFORMS: dict[str, tuple[str, dict[str, str]]] = {
+    "simplify": ("simplify", {}),
+    "fuse": ("fuse", {}),
+    "fp16": ("cast", {"dtype": "float16"}),
+    "bf16": ("cast", {"dtype": "bfloat16"}),
+    "int8-dynamic": ("quantize", {"scheme": "int8-dynamic"}),
+    "int8-static": ("quantize", {"scheme": "int8-static"}),
+    "int8-weights": ("quantize", {"scheme": "int8-weights"}),
+    "int4-weights": ("quantize", {"scheme": "int4-weights"}),
+}
+
+
+def memory(work: Path, before: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Peak memory of each transform on 3.5 GB of weights, one process each."""
+    import export_cost
+
+    checkpoint, base = work / "large", work / "large-onnx"
+    work.mkdir(parents=True, exist_ok=True)
+    export_cost.large(checkpoint, hidden=2048, layers=16, dtype="float32", shards=4)
+    if not base.exists():
+        command = [sys.executable, "-m", "modelport", "export", "onnx", "--model", str(checkpoint),
+                   "--output", str(base), "--no-validate"]
+        run = _paired.once(command, work / "large.log")
+        assert run.status == 0, run.stderr_tail
+    found: dict[str, Any] = before.get("transforms", {})
+    until = time.monotonic() + seconds
+    for name in TRANSFORMS:
+        if name in found or time.monotonic() > until:
+            continue
+        out = work / "derived"
+        shutil.rmtree(out, ignore_errors=True)
+        told = work / "derived.json"
+        run = _paired.once(
+            [sys.executable, __file__, "derive", "--root", str(base), "--output", str(told),
+             "--work", str(out), "--name", name], work / "derived.log")
+        assert run.status == 0, run.stderr_tail
+        found[name] = {"wall_s": run.wall_s, **json.loads(told.read_text())}
+        shutil.rmtree(out)
+        print(name, found[name], file=sys.stderr)
+    return {"transforms": found}
+
+
+def derive(root: Path, out: Path, name: str) -> dict[str, Any]:
+    """Apply one transform in this process and say what it took, by phase.
+
+    ``anonymous``: memory of its own; ``resident``: with the pages of files that are mapped, which
+    the system drops at will. Calibration runs the whole graph: its peak is told apart.
+    """
+    import onnx_ir
+    from modelport import artifacts, transforms, validate
+    from modelport.artifacts import onnx_files
+    from modelport.transforms import _graph
+
+    artifact = artifacts.read(root)
+    peaks = _Peaks()
+    transform, settings = TRANSFORMS[name]
+    options: dict[str, Any] = dict(settings)
+    sizes = (("batch", 2), ("sequence", 16))
+    options["samples"] = [validate.draw(artifact.spec, validate.Case(sizes, "right", 0))]
+    opened, ran = _graph.Probe.__init__, _graph.Probe.run
+
+    def open_(self: Any, model: onnx_ir.Model, outputs: Any) -> None:
+        peaks.phase = "calibration"
+        opened(self, model, outputs)
+
+    def run(self: Any, *given: Any) -> Any:
+        yield from ran(self, *given)
+        peaks.phase = "transform"
+
+    _graph.Probe.__init__, _graph.Probe.run = open_, run  # type: ignore[method-assign]
+    peaks.start()
+    result = transforms.get(transform).apply(onnx_files.load(root), options)
+    out.mkdir()
+    onnx_files.save(result.model, out)
+    return peaks.stop()
+
+
+class _Peaks(threading.Thread):
+    """Looks at this process's memory every 5 ms."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.phase = "transform"
+        self.found: dict[str, dict[str, float]] = {}
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        status = Path("/proc/self/status")
+        while not self._over.wait(0.005):
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            seen = self.found.setdefault(self.phase, {"anonymous_mb": 0.0, "resident_mb": 0.0})
+            for name, key in (("anonymous_mb", "RssAnon"), ("resident_mb", "VmRSS")):
+                seen[name] = max(seen[name], round(int(lines[key].split()[0]) * 1024 / 1e6, 1))
+
+    def stop(self) -> dict[str, Any]:
+        self._over.set()
+        self.join()
+        return self.found
 
 
 def measured(root: Path, runtime: str | None, shape: tuple[int, int]) -> float:
@@ -198,13 +302,14 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("quality", "prepare", "speed", "one"))
+    parser.add_argument("what", choices=("quality", "prepare", "speed", "memory", "derive", "one"))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--work", type=Path, help="keeps the artifacts between calls")
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--root", type=Path)
     parser.add_argument("--runtime", default="onnxruntime")
+    parser.add_argument("--name", default="simplify")
     parser.add_argument("--shape", default="1x128")
     chosen = parser.parse_args()
     if chosen.what == "one":
@@ -215,8 +320,12 @@ def main() -> None:
         prepare(chosen.work)
         return
     before = json.loads(chosen.output.read_text()) if chosen.output and chosen.output.exists() \
-        and chosen.what == "speed" else {}
+        and chosen.what in ("speed", "memory") else {}
+    if chosen.what == "derive":
+        chosen.output.write_text(json.dumps(derive(chosen.root, chosen.work, chosen.name)))
+        return
     found = quality() if chosen.what == "quality" else \
+        memory(chosen.work, before, chosen.seconds) if chosen.what == "memory" else \
         speed(chosen.work, before, chosen.repeats, chosen.seconds)
     packages = ("modelport", "torch", "onnx", "onnxruntime", "openvino")
     environment = _paired.environment({sys.executable: packages})

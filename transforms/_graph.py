@@ -181,6 +181,8 @@ class Probe:
         settings.log_severity_level = 4
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Packed for speed, each matrix would be held once more, beside the mapped file.
+        settings.add_session_config_entry("session.disable_prepacking", "1")
         folder = _folder(model)
         if folder is not None:
             settings.add_session_config_entry(_FOLDER, str(folder))

@@ -1,7 +1,7 @@
 """Attention, layer-norm and GELU as the fused operators of ONNX Runtime; ties the graph to it.
 
-By ``onnxruntime.transformers.optimizer``. Attention joins the weights of query, key and value, so
-this transform, unlike the others, holds all weights, and a graph above 1 GiB is refused.
+Attention by :mod:`._attention`; the rest by ``onnxruntime.transformers.optimizer``, on the graph
+with its matrices set aside: none of those fusions reads one.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendUnavailable, UsageError
-from . import Transform, TransformResult, _graph
+from ..errors import BackendUnavailable
+from . import Transform, TransformResult, _attention, _graph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,29 +18,22 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-LIMIT = 1 << 30
-"""Bytes of weights that may be held: three copies exist at the worst moment."""
-
 
 class Fuse(Transform):
     def apply(self, model: ir.Model, options: Mapping[str, Any]) -> TransformResult:
-        """Takes no options. Notes: ``fused``, number of each fused operator; node counts.
+        """Takes no options. Notes: ``fused``, number of each fused operator; node counts;
+        ``optimizer_failed``, why only attention was fused.
 
         Raises:
-            UsageError: quantised already, or too large.
+            UsageError: quantised already.
             BackendUnavailable: onnxruntime is not installed.
         """
-        import onnx_ir as ir
-
         _graph.refuse_quantised(model, "fuse")
-        size = sum(v.const_value.nbytes for v in model.graph.initializers.values()
-                   if v.const_value is not None)
-        if size > LIMIT:
-            raise UsageError(
-                f"fusing holds all weights, and these are {size >> 20} MiB",
-                allowed=f"at most {LIMIT >> 20} MiB", hint="--optimize simplify")
         before = _graph.operators(model)
-        optimised = ir.from_proto(_optimised(_with_weights(model)))
+        _attention.fuse(model)
+        for number, node in enumerate(model.graph):
+            node.name = node.name or f"{node.op_type}.{number}"  # the optimizer tells them by name
+        optimised, problem = _optimised_without_matrices(model)
         for tensor, original in (*zip(optimised.graph.inputs, model.graph.inputs, strict=True),
                                  *zip(optimised.graph.outputs, model.graph.outputs, strict=True)):
             tensor.shape, tensor.type = original.shape, original.type
@@ -55,26 +48,44 @@ class Fuse(Transform):
             optimised,
             after != before,
             {"nodes_before": sum(before.values()), "nodes_after": sum(after.values()),
-             "fused": fused},
+             "fused": fused, **({"optimizer_failed": problem} if problem else {})},
             {"runtime": "onnxruntime"} if tied else {},
         )
 
 
-def _with_weights(model: ir.Model) -> onnx.ModelProto:
-    """The graph as a proto with its weights inside, under their own names."""
+def _optimised_without_matrices(model: ir.Model) -> tuple[ir.Model, str]:
+    """The graph after ONNX Runtime's fusions, its stored matrices where they were; or the graph as
+    it was and what the optimizer failed with.
+
+    Biases and norm weights are read into the graph, where the fusions look for them.
+    """
     import onnx_ir as ir
 
-    values = {n: v for n, v in model.graph.initializers.items() if _graph.is_stored(v.const_value)}
-    stored = {name: value.const_value for name, value in values.items()}
+    vectors = {v: v.const_value for v in model.graph.initializers.values()
+               if _graph.is_stored(v.const_value) and len(v.const_value.shape) < 2}
+    for value, tensor in vectors.items():
+        value.const_value = ir.tensor(tensor.numpy(), name=value.name)
     try:
-        for name, value in values.items():
-            tensor = stored[name]
-            assert tensor is not None
-            value.const_value = ir.tensor(tensor.numpy(), name=name)
-        return ir.to_proto(model)
-    finally:
-        for name, value in values.items():
-            value.const_value = stored[name]
+        with _graph.weights_aside(model) as stored:
+            optimised = ir.from_proto(_optimised(ir.to_proto(model)))
+    except RuntimeError as error:  # a graph in pieces: a bug of the optimizer, not of the graph
+        for value, tensor in vectors.items():
+            value.const_value = tensor
+        return model, str(error).splitlines()[0]
+    stored |= {value.name or "": tensor for value, tensor in vectors.items()}
+    for value in [v for v in optimised.graph.inputs if v.name in stored]:
+        optimised.graph.inputs.remove(value)
+        if value.uses():
+            optimised.graph.register_initializer(_holding(value, stored))
+    for value in optimised.graph.initializers.values():
+        if value.name in stored:
+            _holding(value, stored)
+    return optimised, ""
+
+
+def _holding(value: ir.Value, stored: Mapping[str, ir.TensorProtocol]) -> ir.Value:
+    value.const_value = stored[value.name or ""]
+    return value
 
 
 def _optimised(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,29 +1,40 @@
-"""Fusions of ONNX Runtime: equal results, a target in the manifest, and a limit that is stated."""
+"""Fusions of ONNX Runtime: equal results, a target in the manifest, and no matrix read."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx_graphs as graphs
+import onnx_ir as ir
 import pytest
-from modelport import artifacts, runtimes, transforms
+from modelport import artifacts, runtimes, transforms, validate
 from modelport.artifacts import Artifact, onnx_files
 from modelport.errors import BackendUnavailable, UsageError
-from modelport.transforms import fuse
+from modelport.transforms import _attention, fuse
+
+MHA = "com.microsoft::MultiHeadAttention"
 
 
-@pytest.mark.parametrize("opset", [11, 17])
-def test_fused_and_equal(
-    opset: int, exported: Callable[..., Artifact], tmp_path: Path
-) -> None:
-    parent = exported("bert", opset)
+def fused(parent: Artifact) -> transforms.TransformResult:
     simple = transforms.get("simplify").apply(onnx_files.load(parent.root), {}).model
-    result = transforms.get("fuse").apply(simple, {})
+    return transforms.get("fuse").apply(simple, {})
+
+
+@pytest.mark.parametrize(("kind", "opset", "norms"), [
+    ("bert", 11, 4), ("bert", 17, 4), ("vit", 17, 5)])
+def test_fused_and_equal(
+    kind: str, opset: int, norms: int, exported: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    parent = exported(kind, opset)
+    result = fused(parent)
     assert result.target == {"runtime": "onnxruntime"}
-    assert result.notes["fused"]["com.microsoft::SkipLayerNormalization"] == 4
-    assert result.notes["nodes_after"] < result.notes["nodes_before"]
+    assert result.notes["fused"][MHA] == 2
+    assert result.notes["fused"]["com.microsoft::SkipLayerNormalization"] == norms
+    assert result.notes["fused"]["com.microsoft::BiasGelu"] >= 2
+    assert result.notes["nodes_after"] < 0.65 * result.notes["nodes_before"]
     for batch, length in ((1, 1), (3, 17)):
         feeds = graphs.feeds_of(parent, batch, length)
         expected = graphs.run(onnx_files.load(parent.root), feeds, tmp_path / "a")
@@ -35,12 +46,112 @@ def test_fused_and_equal(
     assert after.opsets == {"": opset, "com.microsoft": 1}
 
 
+def test_a_row_without_any_key_stays_finite_and_the_others_right(
+    exported: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    parent = exported("bert", 17)
+    sizes = (("batch", 3), ("sequence", 9))
+    feeds = dict(validate.draw(parent.spec, validate.Case(sizes, "masked", 0)))
+    empty = feeds["attention_mask"].sum(axis=1) == 0
+    assert empty.any()
+    (expected,) = graphs.run(onnx_files.load(parent.root), feeds, tmp_path / "a")
+    (actual,) = graphs.run(fused(parent).model, feeds, tmp_path / "b")
+    assert np.isfinite(actual).all()
+    assert np.allclose(actual[~empty], expected[~empty], rtol=1e-4, atol=1e-5)
+
+
+def test_no_matrix_is_read(
+    exported: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, ...]] = []
+    original = ir.ExternalTensor.numpy
+
+    def counted(self: ir.ExternalTensor) -> np.ndarray:
+        read.append(tuple(self.shape.numpy()))
+        return original(self)
+
+    monkeypatch.setattr(ir.ExternalTensor, "numpy", counted)
+    result = fused(exported("bert", 17))
+    assert not [shape for shape in read if len(shape) > 1]
+    stored = [v.const_value for v in result.model.graph.initializers.values()
+              if isinstance(v.const_value, ir.ExternalTensor)]
+    assert len(stored) > 10, "the weights are still those of the file"
+
+
+def attention(*, scaled: bool, masked: bool, size: int = 4) -> tuple[ir.Model, dict[str, object]]:
+    """softmax(q·k / 2 + bias)·v with two heads, cut by constants; q, k and v are inputs."""
+    width, names = 2 * size, ("q", "k", "v")
+    inputs = [graphs.value(n, ("batch", f"length_{n == 'q'}", width)) for n in names]
+    values = {"cut": graphs.value("cut", (4,), ir.DataType.INT64),
+              "join": graphs.value("join", (3,), ir.DataType.INT64),
+              "half": graphs.value("half", ())}
+    weights = {"cut": np.array([0, 0, 2, size]), "join": np.array([0, 0, width]),
+               "half": np.float32(0.5).reshape(())}
+    nodes, turned = [], {}
+    for name, value in zip(names, inputs, strict=True):
+        cut = ir.node("Reshape", [value, values["cut"]])
+        perm = [0, 2, 3, 1] if name == "k" else [0, 2, 1, 3]
+        move = ir.node("Transpose", cut.outputs, {"perm": perm})
+        nodes += [cut, move]
+        turned[name] = move.outputs[0]
+    last = ir.node("MatMul", [turned["q"], turned["k"]])
+    nodes.append(last)
+    if scaled:
+        last = ir.node("Mul", [last.outputs[0], values["half"]])
+        nodes.append(last)
+    if masked:
+        inputs.append(graphs.value("mask", ("batch", 1, 1, "length_False")))
+        last = ir.node("Add", [last.outputs[0], inputs[-1]])
+        nodes.append(last)
+    soft = ir.node("Softmax", last.outputs, {"axis": -1})
+    product = ir.node("MatMul", [soft.outputs[0], turned["v"]])
+    back = ir.node("Transpose", product.outputs, {"perm": [0, 2, 1, 3]})
+    y = graphs.value("y", ("batch", "length_True", width))
+    joined = ir.node("Reshape", [back.outputs[0], values["join"]], outputs=[y])
+    nodes += [soft, product, back, joined]
+    for number, node in enumerate(nodes[:-1]):
+        node.outputs[0].name = f"n{number}"
+    model = graphs.graph(nodes, inputs, [y], weights, values)
+    rng = np.random.default_rng(0)
+    feeds: dict[str, object] = {n: rng.standard_normal((2, 3 if n == "q" else 5, width))
+                                .astype(np.float32) for n in names}
+    if masked:
+        feeds["mask"] = np.where(rng.random((2, 1, 1, 5)) < 0.4, -np.inf, 0).astype(np.float32)
+    return model, feeds
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_by_hand(scaled: bool, masked: bool, tmp_path: Path) -> None:
+    model, feeds = attention(scaled=scaled, masked=masked)
+    (expected,) = graphs.run(model, feeds, tmp_path / "a")
+    assert _attention.fuse(model) == 1
+    (node,) = [n for n in model.graph if n.op_type == "MultiHeadAttention"]
+    assert node.attributes["num_heads"].value == 2
+    assert node.attributes["scale"].value == (0.5 if scaled else 1.0)
+    assert (len(node.inputs) == 6 and node.inputs[5] is not None) is masked
+    assert not any(n.op_type == "Softmax" for n in model.graph)
+    (actual,) = graphs.run(model, feeds, tmp_path / "b")
+    assert np.allclose(actual, expected, atol=1e-6)
+
+
+def test_what_is_no_attention_is_left_alone() -> None:
+    model, _ = attention(scaled=True, masked=False)
+    (soft,) = [n for n in model.graph if n.op_type == "Softmax"]
+    soft.attributes["axis"] = ir.AttrInt64("axis", 1)
+    assert _attention.fuse(model) == 0
+    used, _ = attention(scaled=True, masked=False)
+    (soft,) = [n for n in used.graph if n.op_type == "Softmax"]
+    kept = ir.node("Neg", soft.outputs)  # somebody reads the probabilities
+    kept.outputs[0].name = "kept"
+    used.graph.append(kept)
+    assert _attention.fuse(used) == 0
+
+
 def test_only_the_runtime_it_is_tied_to_opens_it(
     exported: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     pytest.importorskip("openvino")
-    import dataclasses
-
     parent = exported("bert")
     tied = Artifact(parent.root, dataclasses.replace(
         parent.manifest, target={"runtime": "onnxruntime"}))
@@ -49,9 +160,26 @@ def test_only_the_runtime_it_is_tied_to_opens_it(
     assert artifacts.read(parent.root).manifest.target == {}
 
 
-def test_what_cannot_be_fused_is_refused(
-    monkeypatch: pytest.MonkeyPatch, exported: Callable[..., Artifact]
+def test_a_failure_of_the_optimizer_leaves_attention_fused(
+    monkeypatch: pytest.MonkeyPatch, exported: Callable[..., Artifact], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(fuse, "LIMIT", 1000)
-    with pytest.raises(UsageError, match="holds all weights"):
-        transforms.get("fuse").apply(onnx_files.load(exported("bert").root), {})
+    def broken(_: object) -> object:
+        raise RuntimeError("Graph is not a DAG")
+
+    monkeypatch.setattr(fuse, "_optimised", broken)
+    parent = exported("bert")
+    result = fused(parent)
+    assert result.notes["optimizer_failed"] == "Graph is not a DAG"
+    assert result.notes["fused"][MHA] == 2
+    feeds = graphs.feeds_of(parent, 2, 7)
+    expected = graphs.run(onnx_files.load(parent.root), feeds, tmp_path / "a")
+    actual = graphs.run(result.model, feeds, tmp_path / "b")
+    assert np.allclose(actual[0], expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_quantised_is_not_fused() -> None:
+    model = graphs.product(np.ones((8, 8), np.float32))
+    quantised = transforms.get("quantize").apply(
+        model, {"scheme": "int8-dynamic", "samples": [{"x": np.ones((1, 8), np.float32)}]}).model
+    with pytest.raises(UsageError, match="quantised already"):
+        transforms.get("fuse").apply(quantised, {})

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modelport import transforms
+from modelport import runtimes, transforms
 from modelport.artifacts import Artifact, onnx_files
 from modelport.errors import UsageError
 from modelport.transforms import _blockwise, _calibration, _graph, _layers
@@ -267,3 +267,25 @@ def test_ranges_by_method() -> None:
     assert 2 < found["entropy"][1] < 100
     with pytest.raises(UsageError, match="calibration 'magic'"):
         _calibration.ranges(model, [value], feeds, "magic")
+
+
+def test_one_file_for_onnx_runtime_and_openvino(
+    exported: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    parent = exported("bert", 17)
+    feeds = graphs.feeds_of(parent, 3, 17)
+    result = transforms.get("quantize").apply(
+        onnx_files.load(parent.root), {"scheme": "int8-static", "samples": [feeds]})
+    (theirs,) = graphs.run(result.model, feeds, tmp_path)
+    (exact,) = graphs.run(onnx_files.load(parent.root), feeds, tmp_path / "a")
+    artifact = Artifact(tmp_path, parent.manifest)
+    with runtimes.get("openvino").open(artifact) as session:
+        ours = session.run(feeds)["logits"]
+        eight = sum(count for kind, count in session.precisions().items()  # type: ignore[attr-defined]
+                    if kind in ("i8", "u8"))
+    noise = np.std(theirs - exact)
+    assert noise > 0
+    assert np.std(ours - exact) < 2 * noise
+    assert np.std(ours - theirs) < noise
+    assert eight >= 12, "the products run in 8 bits"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_graphs as graphs
+import onnx_ir as ir
 import pytest
 from modelport import transforms
 from modelport.artifacts import Artifact, onnx_files
@@ -32,3 +33,18 @@ def test_simpler_and_equal(
     assert (after.inputs, after.outputs, after.opsets) == (
         before.inputs, before.outputs, before.opsets)
     assert after.weight_bytes["float32"] <= before.weight_bytes["float32"] * 1.01
+
+
+def test_weights_are_neither_read_nor_folded(
+    exported: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: ir.ExternalTensor) -> np.ndarray:
+        raise AssertionError(f"{self.name} was read")
+
+    monkeypatch.setattr(ir.ExternalTensor, "numpy", refused)
+    model = onnx_files.load(exported("bert", 17).root)
+    before = {v.name for v in model.graph.initializers.values()
+              if isinstance(v.const_value, ir.ExternalTensor)}
+    after = {v.name for v in transforms.get("simplify").apply(model, {}).model.graph
+             .initializers.values() if isinstance(v.const_value, ir.ExternalTensor)}
+    assert after == before
