@@ -20,8 +20,10 @@ ATTEMPTS = 6
 FIRST_PAUSE = 0.25
 """Seconds before the second attempt; doubled each time, with jitter: 4 to 12 s for all."""
 
-_LIBRARIES = frozenset({"aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google",
-                        "http", "httpx", "huggingface_hub", "paramiko", "requests", "urllib3"})
+_LIBRARIES = frozenset({
+    "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "http", "httpcore",
+    "httpcore2", "httpx", "httpx2", "huggingface_hub", "paramiko", "requests", "urllib3",
+})
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError,
           NotADirectoryError)
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG})
@@ -89,7 +91,7 @@ def transient(error: Exception) -> bool:
         return False
     if isinstance(error, OSError) and error.errno in _DISK:
         return False
-    # adlfs wraps what Azure answers into a plain RuntimeError.
+    # adlfs and the hub's client wrap what they were answered into a plain RuntimeError.
     cause = error.__cause__ if isinstance(error, RuntimeError) else None
     return isinstance(error, OSError | EOFError) or _library(cause or error) in _LIBRARIES
 
