@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test lint types demo clean slow validator-table article
+.PHONY: test lint types demo clean slow validator-table article gpu
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
@@ -39,6 +39,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,openvino,demo,report,publish,dev]"
 	touch $(READY)
+
+# Installs nothing: the Python that is there is the one that sees the GPU. What it lacks is named.
+GPU_LINK := .bench/gpu/link
+gpu:
+	mkdir -p $(GPU_LINK)
+	ln -sfn "$(CURDIR)" $(GPU_LINK)/modelport
+	PYTHONPATH="$(CURDIR)/$(GPU_LINK)" $(PYTHON) benchmarks/gpu
 
 clean:
 	rm -rf $(VENV) build *.egg-info out

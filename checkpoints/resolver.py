@@ -39,7 +39,8 @@ _ALIASES = {
     "FacebookAI/roberta-base": "roberta-base",
     "distilbert/distilbert-base-uncased": "distilbert-base-uncased",
     "openai-community/gpt2": "gpt2", "google-t5/t5-small": "t5-small",
-    "suno/bark-small": "bark-small", "openai/whisper-tiny": "whisper-tiny",
+    "suno/bark": "bark", "suno/bark-small": "bark-small",
+    "openai/whisper-tiny": "whisper-tiny",
 }
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -319,8 +319,8 @@ def test_every_bundled_config_is_one_that_transformers_reads():
     import transformers
 
     assert set(resolver.bundled()) == {
-        "bark-small", "bert-base-uncased", "camembert-base", "distilbert-base-uncased", "gpt2",
-        "roberta-base", "t5-small", "vit-base", "whisper-tiny"}
+        "bark", "bark-small", "bert-base-uncased", "camembert-base", "distilbert-base-uncased",
+        "gpt2", "roberta-base", "t5-small", "vit-base", "whisper-tiny"}
     for name in resolver.bundled():
         config = transformers.AutoConfig.from_pretrained(resolver._BUNDLED / name)
         assert hasattr(transformers, config.architectures[0])

@@ -1,0 +1,137 @@
+"""The measured process of one variant: open it, go through shapes or sentences, write one file.
+
+    python worker.py JOB.json RESULT.json
+
+It says ``ready`` on stdout once everything is imported and waits for a line on stdin, so that the
+next process starts up while the one before it is measured, and neither disturbs the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CALLS = 50
+"""Launches in a row whose time on the host is taken: less than a stream's queue holds."""
+
+
+def main(job_path: Path, result_path: Path) -> None:
+    import torch
+    from modelport import checkpoints, pipeline, runtimes
+    from modelport.runtimes.benchmark import feeds
+    from modelport.runtimes.benchmark.cell import inner_loop, sample
+    from modelport.runtimes.benchmark.environment import gpu_readings
+    from modelport.runtimes.benchmark.records import Sampling, write_json
+
+    job = json.loads(job_path.read_text("utf-8"))
+    device = job["device"]
+    model = None
+    if job["artifact"] is None:
+        request = pipeline.ModelRequest(job["model"], task=job["task"])
+        model = checkpoints.load_reference(
+            request.resolve(), dtype=job["dtype"], attention="sdpa"
+        )
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+    start = time.perf_counter()
+    if model is not None:
+        session = runtimes.get(job["runtime"]).open(model, device, job["options"])
+    else:
+        _, session = pipeline.open_artifact(
+            Path(job["artifact"]), runtime=job["runtime"], device=device, options=job["options"]
+        )
+    torch.backends.cuda.matmul.allow_tf32 = job["tf32"]
+    opened = time.perf_counter() - start
+    cells: list[dict[str, Any]] = []
+    references = Path(job["references"])
+    plan = Sampling(warmup=3, samples=200, min_samples=11, seconds=job["seconds"])
+    with session:
+        placement = session.placement()
+        for batch, sequence in job["shapes"]:
+            data = feeds.draw(session.spec, batch, sequence, seed=0)
+            start = time.perf_counter()
+            launch = session.bind(data)
+            launch()
+            session.synchronize()
+            first = time.perf_counter() - start
+
+            def call(launch: Any = launch) -> None:
+                launch()
+                session.synchronize()
+
+            start = time.perf_counter()
+            call()
+            inner = inner_loop(time.perf_counter() - start, 1e-7)
+            taken, _ = sample(call, plan, inner)
+            start = time.perf_counter()
+            for _ in range(CALLS if device == "cuda" else 1):
+                launch()
+            host = (time.perf_counter() - start) / (CALLS if device == "cuda" else 1)
+            session.synchronize()
+            copied, _ = sample(lambda d=data: session.run(d), Sampling(1, 5, 3, 0.2))
+            outputs = session.run(data)
+            stored = references / f"{batch}x{sequence}.npz"
+            if job["is_reference"] and not stored.exists():
+                np.savez(stored, **outputs)
+            cells.append({
+                "batch": batch, "sequence": sequence, "first": first, "samples": taken,
+                "host": host, "with_copies": copied, "sqnr_db": sqnr(outputs, stored),
+            })
+        passes = [_pass(session, **p) for p in job["passes"]]
+        readings = gpu_readings(os.getpid()) if device == "cuda" else []
+        memory = {
+            "allocated": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+            "reserved": torch.cuda.max_memory_reserved() if device == "cuda" else None,
+            "driver": [r.get("process_bytes") for r in readings],
+        }
+    write_json(result_path, {
+        "status": "ok", "opened": opened, "cells": cells, "passes": passes, "memory": memory,
+        "gpu": readings,
+        "providers": placement.providers, "nodes": dict(placement.nodes),
+        "fallback": dict(placement.fallback),
+    })
+
+
+def _pass(session: Any, sentences: int, order: str, batch: int) -> dict[str, Any]:
+    """All sentences once, from host arrays to host arrays, in batches."""
+    from modelport.runtimes.benchmark import built_in, feeds
+    from modelport.runtimes.benchmark.corpus import batches
+
+    source = built_in(0, sentences)
+    plan = batches(source.lengths, order, batch=batch)
+    data = [feeds.draw(session.spec, len(b.rows), b.length, seed=i,
+                       lengths=[source.lengths[row] for row in b.rows])
+            for i, b in enumerate(plan)]  # fmt: skip
+    for given in data[:: max(len(data) // 8, 1)]:
+        session.run(given)
+    start = time.perf_counter()
+    for given in data:
+        session.run(given)
+    seconds = time.perf_counter() - start
+    return {"order": order, "batch": batch, "sentences": sentences, "seconds": seconds,
+            "padding": 1 - sum(source.lengths) / sum(b.padded for b in plan)}  # fmt: skip
+
+
+def sqnr(outputs: dict[str, np.ndarray], stored: Path) -> float | None:
+    """Signal to noise of the first output against eager float32, in dB; None without one."""
+    if not stored.exists():
+        return None
+    with np.load(stored) as reference:
+        name = reference.files[0]
+        wanted = reference[name].astype(np.float64)
+    error = outputs[name].astype(np.float64) - wanted
+    if not np.isfinite(error).all():
+        return -np.inf
+    noise = float(np.square(error).sum())
+    return 200.0 if noise == 0 else float(10 * np.log10(np.square(wanted).sum() / noise))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
