@@ -219,7 +219,7 @@ def _files(head: Head | None) -> set[str]:
 
 def _api() -> Any:
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # the command line has its own, which -q silences
     return HfApi()
