@@ -11,7 +11,13 @@ from faulty_proxy import Fault
 from modelport import artifacts
 from modelport.artifacts import release
 from modelport.destinations import Reference, open_repository
-from modelport.errors import DestinationUnreachable, DigestMismatch, TagMoved, UsageError
+from modelport.errors import (
+    DestinationUnreachable,
+    DigestMismatch,
+    StorageError,
+    TagMoved,
+    UsageError,
+)
 from modelport.pipeline.publishing import Gate, publish, pull
 
 ANY = Gate(allow_unproven=True)
@@ -178,6 +184,17 @@ def test_a_tag_of_a_registry_that_is_taken_at_the_same_moment(tags, proven, vari
     assert pull(tags.url, tmp_path / "theirs").digest == other.digest
     ours = caught.value.allowed
     assert pull(f"{tags.url}@{ours}", tmp_path / "ours").digest == ours
+
+
+def test_a_registry_without_room(tags, proven, variant, tmp_path):
+    first = publish(proven, tags.url)
+    full = Fault("status", "PATCH", "uploads", times=-1, code=507)
+    tags.proxy.faults = [full]
+    with pytest.raises(StorageError, match="no room") as caught:
+        publish(variant("b"), tags.url, ANY)
+    assert caught.value.exit_code == 6
+    assert full.struck == 1, "asking again does not make room"
+    assert pull(tags.url, tmp_path / "pulled").digest == first.digest
 
 
 @pytest.fixture
