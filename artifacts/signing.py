@@ -57,9 +57,7 @@ def sign(root: Path, private_key: Path | None) -> Path:
     """
     regular_files(root)
     config = _module("signing").Config().set_hashing_config(_hashing(root))
-    if private_key is None:
-        config.use_sigstore_signer(use_ambient_credentials=True)
-    else:
+    if private_key is not None:
         password = os.environ.get("MODELPORT_KEY_PASSWORD")
         try:
             config.use_elliptic_key_signer(private_key=private_key, password=password)
@@ -73,6 +71,8 @@ def sign(root: Path, private_key: Path | None) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch, SIGNATURE)
         try:
+            if private_key is None:  # fetches the service's keys
+                config.use_sigstore_signer(use_ambient_credentials=True)
             config.sign(root, written)
         except Exception as error:
             if private_key is not None:
@@ -106,6 +106,7 @@ def verify_signature(root: Path, signer: Path | Identity) -> None:
         SignatureRefused: no signature; another key; a file changed, missing, added or renamed.
         PathEscape: a link or a special file is among the files.
         BackendUnavailable: the package is not installed.
+        DestinationUnreachable: an identity is asked for and the Sigstore service is not at hand.
         UsageError: the public key cannot be read.
     """
     regular_files(root)
@@ -133,7 +134,13 @@ def verify_signature(root: Path, signer: Path | Identity) -> None:
 
 def _use(config: Any, signer: Path | Identity) -> None:
     if isinstance(signer, Identity):
-        config.use_sigstore_verifier(identity=signer.name, oidc_issuer=signer.issuer)
+        try:
+            config.use_sigstore_verifier(identity=signer.name, oidc_issuer=signer.issuer)
+        except Exception as error:  # fetches the service's keys; its library's own, the network's
+            raise DestinationUnreachable(
+                f"the keys of the Sigstore service cannot be fetched ({_reason(error)})",
+                hint="verify with --public-key what was signed with a key",
+            ) from error
         return
     try:
         config.use_elliptic_key_verifier(public_key=signer)

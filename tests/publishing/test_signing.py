@@ -151,6 +151,23 @@ def test_keyless_says_what_it_needs(proven, monkeypatch):
     assert "--private-key" in caught.value.hint
 
 
+def test_without_the_service_keyless_says_so(signed, monkeypatch):
+    """The real library, whose fetching of the service's keys fails as without a network."""
+    from modelport.artifacts import signing
+    from modelport.errors import DestinationUnreachable
+    from sigstore._internal import tuf
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(tuf.TrustUpdater, "__init__", fails)
+    with pytest.raises(DestinationUnreachable, match="no network") as caught:
+        signing.sign(signed, None)
+    assert caught.value.exit_code == 6
+    with pytest.raises(DestinationUnreachable, match="no network"):
+        publishing.verify(signed, signer=signing.Identity("https://x", "https://y"))
+
+
 def test_keyless_is_asked_for_on_the_command_line(proven, tmp_path, monkeypatch, keys):
     """The options reach OpenSSF model signing as its own, which its signatures confirm."""
     import inspect
