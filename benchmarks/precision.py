@@ -214,10 +214,9 @@ def derive(root: Path, out: Path, name: str) -> dict[str, Any]:
     ``anonymous``: memory of its own; ``resident``: with the pages of files that are mapped, which
     the system drops at will. Calibration runs the whole graph: its peak is told apart.
     """
-    import onnx_ir
     from modelport import artifacts, transforms, validate
     from modelport.artifacts import onnx_files
-    from modelport.transforms import _graph
+    from modelport.transforms import cast, quantize
 
     artifact = artifacts.read(root)
     peaks = _Peaks()
@@ -225,17 +224,8 @@ def derive(root: Path, out: Path, name: str) -> dict[str, Any]:
     options: dict[str, Any] = dict(settings)
     sizes = (("batch", 2), ("sequence", 16))
     options["samples"] = [validate.draw(artifact.spec, validate.Case(sizes, "right", 0))]
-    opened, ran = _graph.Probe.__init__, _graph.Probe.run
-
-    def open_(self: Any, model: onnx_ir.Model, outputs: Any) -> None:
-        peaks.phase = "calibration"
-        opened(self, model, outputs)
-
-    def run(self: Any, *given: Any) -> Any:
-        yield from ran(self, *given)
-        peaks.phase = "transform"
-
-    _graph.Probe.__init__, _graph.Probe.run = open_, run  # type: ignore[method-assign]
+    for module, function in ((quantize, "noise"), (quantize, "ranges"), (cast, "peaks")):
+        setattr(module, function, peaks.told_apart(getattr(module, function)))
     peaks.start()
     result = transforms.get(transform).apply(onnx_files.load(root), options)
     out.mkdir()
@@ -251,6 +241,16 @@ class _Peaks(threading.Thread):
         self.phase = "transform"
         self.found: dict[str, dict[str, float]] = {}
         self._over = threading.Event()
+
+    def told_apart(self, measure: Any) -> Any:
+        def measured(*given: Any) -> Any:
+            self.phase = "calibration"
+            try:
+                return measure(*given)
+            finally:
+                self.phase = "transform"
+
+        return measured
 
     def run(self) -> None:
         status = Path("/proc/self/status")

@@ -183,6 +183,7 @@ class Probe:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Packed for speed, each matrix would be held once more, beside the mapped file.
         settings.add_session_config_entry("session.disable_prepacking", "1")
+        settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False  # these never shrink
         folder = _folder(model)
         if folder is not None:
             settings.add_session_config_entry(_FOLDER, str(folder))
