@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Attention = Literal["eager", "fused", "flash"]
-Precision = Literal["float32", "float16", "bfloat16"]
+Precision = Literal["float32", "float16", "bfloat16", "float64"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Optimisations:
 
     Attributes:
         attention: Bark's own, :func:`~.attention.fuse`, or the package ``flash-attn``.
-        precision: of weights and arithmetic.
+        precision: of weights and arithmetic; float64 is what the others are held against.
         offload: only the sub-model that is at work is on the device.
     """
 
@@ -83,7 +83,8 @@ def half(device: str) -> Precision:
 def combinations(device: str) -> tuple[Optimisations, ...]:
     """Every combination, nothing first; flash attention only where it can compute (half)."""
     small = half(device)
+    attentions: tuple[Attention, ...] = ("eager", "fused")
+    precisions: tuple[Precision, ...] = ("float32", small)
     plain = [Optimisations(attention, precision, offload)
-             for offload, precision, attention in product(
-                 (False, True), ("float32", small), ("eager", "fused"))]
+             for offload, precision, attention in product((False, True), precisions, attentions)]
     return (*plain, Optimisations("flash", small), Optimisations("flash", small, True))

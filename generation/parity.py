@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 LANGUAGE = ("semantic", "coarse_acoustics")
 FINE = "fine_acoustics"
 _SET = ("forward", "generate", "codec_decode")
+SUSPECT = 10.0
+"""Times the rounding of the plain model in the same precision that may excuse another token."""
+
 QUALITY = 20.0
 """dB of signal to noise that half precision must keep (Gate C of the parity rule)."""
 
@@ -64,7 +67,8 @@ class Agreement:
     Attributes:
         decisions: tokens that were chosen on the way.
         flips: of these, how many came out as another token.
-        unexplained: flips where the plain model's margin exceeds twice the logits' difference.
+        unexplained: flips where the plain model's margin exceeds twice the logits' difference; a
+            difference beyond :data:`SUSPECT` times rounding explains no more than that.
         rho: RMSE of the logits over that of the plain model in the same precision, both against
             the plain model in float64.
         quality: signal to noise of the logits against float64, in dB.
@@ -183,13 +187,14 @@ def compare(
         codebook: codes of the codec, which the fine model's logits go beyond.
     """
     decisions = flips = unexplained = 0
-    for own, other, difference, reference in _choices(candidate, plain, codebook):
+    for own, other, explained, reference in _choices(
+            candidate, plain, floor, truth, codebook):
         decisions += own.size
         rows = np.nonzero(own != other)[0]
         flips += len(rows)
         for row in rows:
             margin = reference[row, other[row]] - reference[row, own[row]]
-            unexplained += not margin <= 2 * difference[row]
+            unexplained += not margin <= 2 * explained[row]
     noise, _ = _error(candidate, truth)
     least, signal = _error(floor, truth)
     assert candidate.audio is not None
@@ -203,20 +208,21 @@ def compare(
 
 
 def _choices(
-    candidate: Recording, plain: Recording, codebook: int
+    candidate: Recording, plain: Recording, floor: Recording, truth: Recording, codebook: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Tokens of both, largest difference of the logits, and plain logits, for rows of decisions."""
-    for name in LANGUAGE:
-        calls = zip(candidate.logits[name], plain.logits[name], strict=True)
-        chosen = zip(candidate.chosen[name], plain.chosen[name], strict=True)
-        for (own, reference), (token, other) in zip(calls, chosen, strict=True):
-            yield token, other, np.abs(own - reference).max(axis=-1), reference
-    for own, reference in zip(candidate.logits[FINE], plain.logits[FINE], strict=True):
-        wide = reference.shape[-1]
-        own, reference = own.reshape(-1, wide)[:, :codebook], reference.reshape(-1, wide)
-        reference = reference[:, :codebook]
-        yield (own.argmax(-1), reference.argmax(-1), np.abs(own - reference).max(axis=-1),
-               reference)
+    """Tokens of both, what rounding explains, and plain logits, for rows of decisions."""
+    for name in (*LANGUAGE, FINE):
+        calls = zip(*(side.logits[name] for side in (candidate, plain, floor, truth)), strict=True)
+        for index, logits in enumerate(calls):
+            own, reference, least, true = (
+                side.reshape(-1, side.shape[-1])[:, : codebook if name == FINE else None]
+                for side in logits)
+            difference = np.abs(own - reference).max(axis=-1)
+            rounding = (np.abs(least - true).max(axis=-1)
+                        + np.finfo(np.float32).eps * np.abs(true).max(axis=-1))
+            chosen = ((own.argmax(-1), reference.argmax(-1)) if name == FINE else
+                      (candidate.chosen[name][index], plain.chosen[name][index]))
+            yield *chosen, np.minimum(difference, SUSPECT * rounding), reference
 
 
 def _error(one: Recording, truth: Recording) -> tuple[float, float]:

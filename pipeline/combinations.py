@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..runtimes.benchmark import Row, RunReport
+    from ..runtimes.benchmark.report import Footprint
 
 REPORT = "combinations.json"
 PARITY = "parity.json"
@@ -217,10 +218,10 @@ def open_cell(cell: Cell) -> generation.Speaker:
 
 
 def _memory(row: Row) -> int:
-    assert row.memory is not None
-    if row.memory.gpu_allocated is not None:
-        return row.memory.gpu_allocated
-    return row.memory.weights + row.memory.activations
+    found: Footprint | None = row.memory
+    assert found is not None
+    host: int = found.weights + found.activations
+    return host if found.gpu_allocated is None else found.gpu_allocated
 
 
 def _change(value: float, first: float) -> str:

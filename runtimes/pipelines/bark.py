@@ -200,11 +200,11 @@ class Step:
         new = inputs_embeds if inputs_embeds is not None else input_ids
         if new is None or (inputs_embeds is not None and self._table is None):
             raise UsageError("this sub-model was not given tokens", allowed="input_ids")
+        batch, count = new.shape[:2]
+        tensors = cache.past(past_key_values, self._past, batch, self._device)
         if attention_mask is not None and not bool(attention_mask.all()):
             raise UsageError("the attention_mask leaves positions out",
                              allowed="none: Bark's own padding is a token that it reads")
-        batch, count = new.shape[:2]
-        tensors = cache.past(past_key_values, self._past, batch, self._device)
         total = int(tensors[0].shape[2]) + count
         if total > self._longest:
             raise UsageError(f"{total} tokens are more than the context holds",
@@ -277,9 +277,9 @@ class Codec:
         if not frames.min <= codes.shape[-1] <= frames.max:
             raise UsageError(f"{codes.shape[-1]} frames came out for one prompt",
                              allowed=f"{frames.min} to {frames.max}")
-        made = [self._session.run_tensors({CODES: rows})["audio"]
-                for rows in codes.to(torch.int64).split(most)]
-        return torch.cat(made)
+        made = [self._session.run_tensors({CODES: codes[start: start + most].to(torch.int64)})
+                for start in range(0, len(codes), most)]
+        return torch.cat([outputs["audio"] for outputs in made])
 
 
 def _refuse(others: Mapping[str, Any]) -> None:

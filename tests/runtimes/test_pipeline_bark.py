@@ -142,7 +142,8 @@ def test_validation_tells_the_artifact_from_one_that_says_something_else(
     assert found.decisions > 100
     right = bark.Fine.__call__
     monkeypatch.setattr(bark.Fine, "__call__",
-                        lambda self, index, ids: right(self, 1 + index % 7, ids))
+                        lambda self, codebook_idx, input_ids: right(
+                            self, 1 + codebook_idx % 7, input_ids))
     wrong, _ = sides.along(speaking.CASES[1])
     assert wrong.verdict("float32") == "fail"
     assert wrong.unexplained > 10
