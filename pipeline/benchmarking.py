@@ -30,6 +30,49 @@ if TYPE_CHECKING:
 DEFAULT_RUNTIMES = ("onnxruntime", "torchscript", "aotinductor", "tensorrt", "torch_eager")
 """What is measured unless ``--runtimes`` says otherwise; the rest is for comparison."""
 
+SOURCE = "source"
+"""Parity of the model itself, computed as it was published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """A runtime with options, as :class:`Grid` spells it.
+
+    Attributes:
+        text: how it was spelled; names the column where there are options.
+    """
+
+    text: str
+    runtime: str
+    options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, text: str) -> Entrant:
+        """Read ``name:option=value:…``.
+
+        Raises:
+            UsageError: there is no such runtime or option.
+        """
+        name, *pairs = text.split(":")
+        options = {key: _value(value) for key, _, value in (p.partition("=") for p in pairs)}
+        known = runtimes.get(name)
+        asked = {k: v for k, v in options.items()
+                 if k != "dtype" or runtimes.CHECKPOINT not in known.formats}
+        known.resolve_options(asked)
+        return cls(text, name, options)
+
+    def name(self, subject: str, *, alone: bool) -> str:
+        """The column's name: the subject's where nothing else could be meant."""
+        return subject if alone and not self.options else f"{subject}/{self.text}"
+
+
+def _value(text: str) -> Any:
+    """A number, ``true`` or ``false``, or else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -38,7 +81,9 @@ class Grid:
     Attributes:
         baseline: model that the artifacts are compared with, run by the runtimes of a checkpoint;
             None compares with the first artifact.
-        runtimes: names; one that is absent here becomes an empty column with its reason.
+        runtimes: names, each with options of its own where wanted
+            (``openvino:precision=bf16``; ``dtype`` too for a runtime of the source); one that is
+            absent here becomes an empty column with its reason.
         corpus: text file, one sentence a line; None is the built-in one.
         sweep: everything that the sweep itself takes; ``subjects`` and ``corpus`` are filled in.
     """
@@ -68,10 +113,11 @@ def bench(
     measured = [artifacts.verify(root) for root in roots if not root.is_file()]
     source = _baseline(grid, measured)
     contract = _contract(files, source, measured)
+    wanted = [Entrant.of(text) for text in grid.runtimes]
     subjects = [
-        *_of_artifacts(measured, grid.runtimes),
-        *_of_files(files, contract, grid.runtimes),
-        *_of_baseline(source, grid.runtimes),
+        *_of_artifacts(measured, wanted),
+        *_of_files(files, contract, wanted),
+        *_of_baseline(source, wanted),
     ]
     if not subjects:
         raise UsageError(
@@ -85,7 +131,7 @@ def bench(
     request = benchmark.SweepRequest(
         tuple(subjects),
         output,
-        baseline=next((s.name for s in subjects if source and s.path == _spelled(source)), None),
+        baseline=next((s.name for s in subjects if s.parity == SOURCE), None),
         work=_work(source or _source(measured[0])),
         **options,
     )
@@ -144,21 +190,23 @@ def _source(artifact: Artifact) -> Checkpoint | None:
         return None
 
 
-def _of_artifacts(measured: Sequence[Artifact], wanted: Sequence[str]) -> list[Subject]:
+def _of_artifacts(measured: Sequence[Artifact], wanted: Sequence[Entrant]) -> list[Subject]:
     found = []
     for artifact in measured:
         manifest = artifact.manifest
-        able = [r.name for r in runtimes.for_format(artifact.format) if r.name in wanted]
-        for name in able:
+        known = {r.name for r in runtimes.for_format(artifact.format)}
+        able = [entrant for entrant in wanted if entrant.runtime in known]
+        for entrant in able:
             parity = manifest.parity.verdict if manifest.parity_is_current and manifest.parity \
                 else "not validated"
             found.append(
                 benchmark.Subject(
-                    name=artifact.root.name if len(able) == 1 else f"{artifact.root.name}/{name}",
+                    name=entrant.name(artifact.root.name, alone=len(able) == 1),
                     path=str(artifact.root.absolute()),
                     identity=manifest.identity,
-                    runtime=name,
-                    dtype=str(manifest.facts.get("precision") or "float32"),
+                    runtime=entrant.runtime,
+                    dtype=_dtype(entrant, str(manifest.facts.get("precision") or "float32")),
+                    options=entrant.options,
                     parity=parity,
                     weight_bytes=sum(manifest.facts.get("weight_bytes", {}).values()),
                 )
@@ -181,21 +229,22 @@ def _contract(
 
 
 def _of_files(
-    files: Sequence[Path], spec: ModelSpec, wanted: Sequence[str]
+    files: Sequence[Path], spec: ModelSpec, wanted: Sequence[Entrant]
 ) -> list[Subject]:
     found = []
     for file in files:
-        able = [r for r in map(runtimes.get, runtimes.names())
-                if file.suffix in r.suffixes and r.name in wanted]
+        able = [e for e in wanted if file.suffix in runtimes.get(e.runtime).suffixes]
         content = {"file": str(file.absolute()), "spec": to_jsonable_python(spec)}
-        for runtime in able:
+        for entrant in able:
             name = f"{file.parent.name}/{file.name}"
             found.append(
                 benchmark.Subject(
-                    name=name if len(able) == 1 else f"{name}/{runtime.name}",
+                    name=entrant.name(name, alone=len(able) == 1),
                     path=json.dumps(content, sort_keys=True),
                     identity=_digest(file),
-                    runtime=runtime.name,
+                    runtime=entrant.runtime,
+                    dtype=_dtype(entrant, "float32"),
+                    options=entrant.options,
                     parity="not validated",
                 )
             )
@@ -210,26 +259,40 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(found.encode()).hexdigest()
 
 
-def _of_baseline(source: Checkpoint | None, wanted: Sequence[str]) -> list[Subject]:
+def _of_baseline(source: Checkpoint | None, wanted: Sequence[Entrant]) -> list[Subject]:
     if source is None:
         return []
-    able = [r.name for r in runtimes.for_format(runtimes.CHECKPOINT) if r.name in wanted]
-    return [
-        benchmark.Subject(
-            name=f"{Path(source.origin.model).name}/{name}",
-            path=_spelled(source),
-            identity=source.scan.digest,
-            runtime=name,
-            parity="source",
-            weight_bytes=sum(t.nbytes for t in source.tensors.values()),
+    known = {r.name for r in runtimes.for_format(runtimes.CHECKPOINT)}
+    found = []
+    for entrant in wanted:
+        if entrant.runtime not in known:
+            continue
+        dtype = str(entrant.options.get("dtype", "float32"))
+        found.append(
+            benchmark.Subject(
+                name=entrant.name(Path(source.origin.model).name, alone=False),
+                path=_spelled(source, dtype),
+                identity=source.scan.digest,
+                runtime=entrant.runtime,
+                dtype=dtype,
+                options={k: v for k, v in entrant.options.items() if k != "dtype"},
+                parity=SOURCE if dtype == "float32" else "not validated",
+                weight_bytes=sum(t.nbytes for t in source.tensors.values()),
+            )
         )
-        for name in able
-    ]
+    return found
 
 
-def _spelled(source: Checkpoint) -> str:
+def _dtype(entrant: Entrant, stated: str) -> str:
+    """What the arithmetic is done in: the runtime's option for it has the last word."""
+    named = {"bf16": "bfloat16", "fp32": "float32"}
+    return named.get(str(entrant.options.get("precision")), stated)
+
+
+def _spelled(source: Checkpoint, dtype: str) -> str:
     """A source as :func:`open_path` reads it: by its directory, so that no hub is asked again."""
-    return json.dumps({"model": str(source.root), "task": source.task}, sort_keys=True)
+    fields = {"model": str(source.root), "task": source.task, "dtype": dtype}
+    return json.dumps(fields, sort_keys=True)
 
 
 def _corpus(path: Path, roots: Sequence[Path], spec: ModelSpec) -> CorpusSource:

@@ -66,6 +66,23 @@ class TensorSession(Session):
 
             torch.cuda.synchronize()
 
+    def device_seconds(self, launch: Callable[[], None]) -> float:
+        """Time between two events around a launch on torch's current stream; CUDA only."""
+        import torch
+
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        launch()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) * 1e-3
+
+    def device_memory(self) -> tuple[int, int]:
+        """Peak bytes that torch allocated and reserved; CUDA only."""
+        import torch
+
+        return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+
     def _tensors(self, feeds: Mapping[str, np.ndarray]) -> list[torch.Tensor]:
         return [to_tensor(feeds[name]).to(self._device) for name in self.spec.input_names]
 

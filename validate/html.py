@@ -54,7 +54,8 @@ def to_html(report: ParityReport, title: str = "Parity report") -> str:
             f'</title><style>{_STYLE}</style></head><body>{"".join(body)}'
             f'<script type="module">{_bundle()}\nconst charts = {data};\n'
             "for (const [id, spec] of Object.entries(charts)) "
-            'vegaEmbed("#" + id, spec, {actions: false});</script></body></html>\n')
+            'vegaEmbed("#" + id, spec, {actions: false, renderer: "svg"});'
+            "</script></body></html>\n")
 
 
 @cache

@@ -56,6 +56,9 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TIMER_STEPS = 1000
 """A sample lasts at least this many steps of the clock: its rounding is below 0.1 %."""
 MAX_INNER = 1 << 16
+LEAST_PLACED = 0.5
+"""Share of nodes on the device below which a measurement is not one of that device. Runtimes put
+what computes shapes on the CPU by choice, hence not 1."""
 TRANSFER_SAMPLES = 11
 _MEMORY = re.compile(
     r"out of memory|bad_alloc|can't allocate memory|cannot allocate memory|unable to allocate|"
@@ -246,7 +249,7 @@ def _shape(session: Session, job: Job, result: CellResult) -> tuple[CellResult, 
     faults = _outputs(session.run(data))  # and the warm-up of the transfers
     result = replace(
         _accompanied(result, company), samples=samples, inner=inner, stopped=stopped,
-        device_samples=_device_samples(session, launch, len(samples)),
+        device_samples=_device_samples(session, launch, cell, len(samples)),
         transfer_samples=_transfers(session, data, cell), faults=faults)
     return result, t1 - t0, t2 - t1
 
@@ -316,9 +319,9 @@ def _discard(_: Any) -> None:
 
 
 def _device_samples(
-    session: Session, launch: Callable[[], None], count: int
+    session: Session, launch: Callable[[], None], cell: Cell, count: int
 ) -> tuple[float, ...]:
-    if not isinstance(session, DeviceClock):
+    if cell.device == "cpu" or not isinstance(session, DeviceClock):
         return ()
     return tuple(session.device_seconds(launch) for _ in range(min(count, 100)))
 
@@ -431,14 +434,25 @@ def _outputs(outputs: Mapping[str, Any]) -> tuple[str, ...]:
 def _placement(session: Session) -> dict[str, Any]:
     found = session.placement()
     return {"device": found.device, "providers": list(found.providers),
-            "nodes": dict(found.nodes)}
+            "nodes": dict(found.nodes), "fallback": dict(found.fallback)}
 
 
 def _misplaced(session: Session, cell: Cell) -> tuple[str, ...]:
-    device = session.placement().device
-    if device != cell.device:
-        return (f"asked for {cell.device}, ran on {device}",)
+    found = session.placement()
+    if found.device != cell.device:
+        return (f"asked for {cell.device}, ran on {found.device}",)
+    share = placed(found.nodes, found.fallback)
+    if share is not None and share < LEAST_PLACED:
+        left = sorted(found.fallback.items(), key=lambda item: -item[1])[:5]
+        named = ", ".join(f"{count} {name}" for name, count in left)
+        return (f"only {share:.0%} of the nodes ran on {cell.device}; on the CPU: {named}",)
     return ()
+
+
+def placed(nodes: Mapping[str, int], fallback: Mapping[str, int]) -> float | None:
+    """Share of the nodes that run on the device asked for; None where nodes are not told."""
+    total = sum(nodes.values())
+    return 1 - sum(fallback.values()) / total if total else None
 
 
 def _device_readings(session: Session, result: CellResult) -> CellResult:

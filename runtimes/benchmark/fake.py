@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEFAULTS: Mapping[str, Any] = {
     "latency": 1e-3, "per_token": 0.0, "jitter": 0.0, "between": 0.0, "wait": "spin", "seed": 0,
     "fault": "", "where": "call", "at": 0, "weights": 0, "activations": 0, "spike": 0,
-    "device": "", "missing": "",
+    "device": "", "missing": "", "fallback": 0,
 }
 SPEC = ModelSpec(
     inputs=(
@@ -49,7 +49,7 @@ def open_session(
             sleep; ``fault``: "", segfault, abort, kill, hang, memory, error, nan;
             ``where``: open or call, ``at``: number of the call; ``weights``, ``activations``:
             bytes held and touched, ``spike``: bytes touched only while opening;
-            ``missing``: why the backend is absent.
+            ``missing``: why the backend is absent; ``fallback``: of ten nodes, those on the CPU.
     """
     if unknown := sorted(set(options) - set(DEFAULTS)):
         raise UsageError(f"the fake runtime has no option {', '.join(unknown)}",
@@ -80,7 +80,17 @@ class FakeSession(Session):
             misbehave(self._options["fault"])
 
     def placement(self) -> Placement:
-        return Placement(self._options["device"] or self._device, ("fake",), {"fake": 1})
+        left = self._options["fallback"]
+        return Placement(self._options["device"] or self._device, ("fake",),
+                         {"fake": 10 - left, "cpu": left}, {"Gather": left} if left else {})
+
+    def device_seconds(self, launch: Callable[[], None]) -> float:
+        launch()
+        return self.drawn[-1]
+
+    def device_memory(self) -> tuple[int, int]:
+        held = int(self._options["weights"])
+        return held, held + (2 << 20)
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self._wait(feeds["input_ids"].size)

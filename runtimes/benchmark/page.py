@@ -90,10 +90,9 @@ def _script_safe(text: str) -> str:
 
 
 def _table(table: Table) -> str:
-    shown = [i for i in range(len(table.columns)) if any(row[i] for row in table.rows)]
-    head = "".join(f"<th>{escape(table.columns[i])}</th>" for i in shown)
-    rows = "\n".join(
-        "<tr>" + "".join(_cell(row[i]) for i in shown) + "</tr>" for row in table.rows)
+    table = table.without()
+    head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
+    rows = "\n".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in table.rows)
     return (f'<h2>{escape(table.title)}</h2>\n<div class="scroll"><table>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>")
 

@@ -61,7 +61,7 @@ def _fastest(workload: str, choices: Sequence[Choice], seed: int) -> Recommendat
     ties = _ties(best, choices, lambda c: c.latencies, seed)
     assert best.row.p50 is not None
     return Recommendation(workload, "lowest p50", best.row.label, best.row.p50.value, "s",
-                          best.row.p50.margin, ties, _caution(best))
+                          _margin(best.row.p50), ties, _caution(best))
 
 
 def _widest(workload: str, choices: Sequence[Choice], seed: int) -> Recommendation:
@@ -70,7 +70,7 @@ def _widest(workload: str, choices: Sequence[Choice], seed: int) -> Recommendati
     assert best.row.throughput is not None
     return Recommendation(
         workload, "highest throughput", best.row.label, best.row.throughput.value, "rows/s",
-        best.row.throughput.margin, ties, _caution(best))
+        _margin(best.row.throughput), ties, _caution(best))
 
 
 def _smallest(workload: str, choices: Sequence[Choice]) -> Recommendation:
@@ -129,9 +129,16 @@ def _near(verdict: st.Comparison) -> bool:
     return verdict.ratio is None or abs(math.log(verdict.ratio.value)) < math.log(1.5)
 
 
+def _margin(interval: st.Interval) -> float | None:
+    """None with too few processes to know."""
+    return interval.margin if interval.basis == "processes" else None
+
+
 def _caution(choice: Choice) -> str:
     row = choice.row
     notes = [] if row.verdict.word == "stable" else ["; ".join(row.verdict.reasons)]
+    if row.p50 is not None and row.p50.basis != "processes":
+        notes.append(f"{row.processes} processes: too few for a margin of error")
     if row.parity != "pass":
         notes.append(f"parity {row.parity or 'not checked'}")
     return "; ".join(notes)

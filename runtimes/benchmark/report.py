@@ -55,6 +55,7 @@ class Row:
         with_text: sentences per second, tokenisation included; None without a text.
         comparison: with the reference subject at the same shape, device and threads.
         pareto: on the front of p50, throughput and peak memory within its workload.
+        placed: share of the graph's nodes on the device; None where the runtime has no nodes.
         detail: why there are no numbers.
     """
 
@@ -80,6 +81,7 @@ class Row:
     share: Share | None = None
     comparison: st.Comparison | None = None
     pareto: bool = False
+    placed: float | None = None
     detail: str = ""
 
     @property

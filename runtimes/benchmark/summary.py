@@ -10,6 +10,7 @@ import numpy as np
 
 from . import statistics as st
 from .ceilings import Ceilings, Share, Work, share
+from .cell import placed
 from .corpus import sentence_latencies
 from .recommend import Choice, recommend
 from .records import Cell, CellResult, ColdStart, write_json
@@ -120,7 +121,14 @@ def _row(
         _median(r.device_samples for r in good),
         _median(r.transfer_samples for r in good),
         _footprint(good), _cold(good), _share(work, p50.value, cell, ceilings),
+        placed=_placed(good),
         detail="" if len(good) == len(group) else f"{len(group) - len(good)} rounds failed")
+
+
+def _placed(results: Sequence[CellResult]) -> float | None:
+    found = [r.placement for r in results if r.placement]
+    shares = [placed(p["nodes"], p.get("fallback", {})) for p in found]
+    return min((s for s in shares if s is not None), default=None)
 
 
 def _inverse(interval: st.Interval) -> st.Interval:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
     from . import statistics as st
@@ -13,10 +15,11 @@ if TYPE_CHECKING:
     from .records import Load
     from .report import Loaded, Recommendation, Row, RunReport
 
-SHAPES = ("artifact", "runtime", "device", "batch", "p50", "p95", "p99", "rows/s", "against",
-          "peak memory", "of GEMM", "verdict", "parity")
-PASSES = ("artifact", "runtime", "device", "batching", "per sentence", "sentences/s", "with text",
-          "tokens/s", "padding", "against", "peak memory", "verdict", "parity")
+SHAPES = ("artifact", "runtime", "device", "batch", "p50", "device p50", "with copies", "p95",
+          "p99", "rows/s", "against", "peak memory", "of GEMM", "nodes there", "verdict", "parity")
+PASSES = ("artifact", "runtime", "device", "batching", "per sentence", "latency p50",
+          "latency p95", "sentences/s", "with text", "tokens/s", "padding", "against",
+          "peak memory", "verdict", "parity")
 LOAD = ("artifact", "runtime", "device", "scenario", "result", "figure", "why", "parity")
 MEMORY = ("artifact", "runtime", "device", "work", "peak", "weights", "activations", "GPU",
           "GPU allocated", "GPU reserved")
@@ -25,8 +28,11 @@ COLD = ("artifact", "runtime", "device", "work", "open", "first call", "second c
 TIES = 3
 """Rows that cannot be told from the recommended one, named in a table; the JSON has all."""
 
-SPARE = ("p99", "not told apart", "second call", "with text", "peak memory", "p95", "device",
-         "of GEMM", "tokens/s", "note", "why", "runtime")
+SPARE = (
+    "p99", "latency p95", "latency p50", "with copies", "nodes there", "device p50",
+    "not told apart", "second call", "with text", "peak memory", "p95", "device", "of GEMM",
+    "tokens/s", "note", "why", "runtime",
+)
 """Columns that a narrow terminal can do without, the least needed first."""
 
 
@@ -37,6 +43,13 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+    def without(self, names: Collection[str] = ()) -> Table:
+        """Without these columns, and those that are empty throughout."""
+        keep = [i for i, name in enumerate(self.columns)
+                if name not in names and any(row[i] for row in self.rows)]
+        return Table(self.title, tuple(self.columns[i] for i in keep),
+                     tuple(tuple(row[i] for i in keep) for row in self.rows))
 
 
 def tables(report: RunReport) -> tuple[Table, ...]:
@@ -75,6 +88,13 @@ def footnotes(report: RunReport) -> tuple[str, ...]:
                      "(same artifact measured twice)")
     lines.append(f"p50: geometric mean of the medians of {report.rounds} processes; ± is the 95 % "
                  "interval over processes; percentiles are of the pooled samples")
+    if report.corpus:
+        lines.append(f"corpus: {report.corpus}; time per sentence is that of the pass over their "
+                     "number, a sentence's latency that of the batch it was in")
+    if report.tokenise_seconds:
+        times = sorted(report.tokenise_seconds)
+        lines.append(f"tokenising the corpus takes {quantity(times[len(times) // 2], 's')} "
+                     f"(median of {len(times)}); \"with text\" includes it")
     lines.append("* on the front of latency, throughput and memory")
     if report.failed:
         lines.append(f"{len(report.failed)} of {len(report.results)} measurements failed")
@@ -115,7 +135,7 @@ def markdown(report: RunReport) -> str:
     """The report as Markdown."""
     parts = ["# Benchmark"]
     for table in tables(report):
-        parts += [f"## {_escape(table.title)}", _markdown_table(table)]
+        parts += [f"## {_escape(table.title)}", _markdown_table(table.without())]
     parts += ["## Notes", "\n".join(f"- {_escape(line)}" for line in footnotes(report))]
     return "\n\n".join(parts) + "\n"
 
@@ -143,19 +163,16 @@ class _Fitting:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        dropped = {name for index, name in enumerate(self.table.columns)
-                   if not any(row[index] for row in self.table.rows)}
-        for spare in ("", *SPARE):
-            dropped.add(spare)
-            shown = RichTable(title=self.table.title, title_justify="left", box=None,
+        for count in range(len(SPARE) + 1):
+            table = self.table.without(SPARE[:count])
+            shown = RichTable(title=table.title, title_justify="left", box=None,
                               pad_edge=False, header_style="bold")
-            keep = [i for i, name in enumerate(self.table.columns) if name not in dropped]
-            for index in keep:
-                shown.add_column(self.table.columns[index], overflow="fold")
-            for row in self.table.rows:
+            for name in table.columns:
+                shown.add_column(name, overflow="fold")
+            for row in table.rows:
                 # A verdict's reasons are long; its word is what a table can say.
-                shown.add_row(*(Text(row[i].split(": ")[0] if self.table.columns[i] == "verdict"
-                                     else row[i]) for i in keep))
+                shown.add_row(*(Text(text.split(": ")[0] if name == "verdict" else text)
+                                for name, text in zip(table.columns, row, strict=True)))
             natural = Measurement.get(console, options.update(max_width=1 << 12), shown)
             if natural.maximum <= options.max_width:
                 break
@@ -182,22 +199,33 @@ def _name(row: Row) -> tuple[str, str, str]:
 def _shape(row: Row) -> tuple[str, ...]:
     size = str(row.cell.batch)
     if row.p50 is None:
-        return (*_name(row), size, f"{row.status}: {row.detail}"[:120], *[""] * 8)
+        return (*_name(row), size, f"{row.status}: {row.detail}"[:120], *[""] * 11)
     tails = [_tail(row, q) for q in (0.95, 0.99)]
     return (
-        *_name(row), size + (" *" if row.pareto else ""), _interval(row.p50, "s"), *tails,
+        *_name(row), size + (" *" if row.pareto else ""), _interval(row.p50, "s"), *_device(row),
+        *tails,
         _interval(row.throughput, ""), _ratio(row.comparison), _memory(row),
         f"{row.share.of_gemm:.0%}" if row.share and row.share.of_gemm is not None else "",
+        f"{row.placed:.0%}" if row.placed is not None and row.cell.device != "cpu" else "",
         _verdict(row), row.parity or "not checked")
+
+
+def _device(row: Row) -> tuple[str, str]:
+    """Between events on the device, and from host arrays to host arrays; "" on a CPU."""
+    if row.cell.device == "cpu":
+        return ("", "")
+    times = (row.device_p50, row.transfer_p50)
+    device, copies = ("" if t is None else quantity(t, "s") for t in times)
+    return device, copies
 
 
 def _pass(row: Row) -> tuple[str, ...]:
     work = row.cell.work()
     if row.pace is None:
-        return (*_name(row), work, f"{row.status}: {row.detail}"[:120], *[""] * 8)
+        return (*_name(row), work, f"{row.status}: {row.detail}"[:120], *[""] * 10)
     return (
         *_name(row), work + (" *" if row.pareto else ""), _interval(row.pace, "s"),
-        _interval(row.throughput, ""),
+        _interval(row.p50, "s"), _tail(row, 0.95), _interval(row.throughput, ""),
         "" if row.with_text is None else f"{row.with_text:.4g}",
         f"{row.tokens:.4g}" if row.tokens is not None else "",
         f"{row.padding:.1%}" if row.padding is not None else "", _ratio(row.comparison),
@@ -261,7 +289,9 @@ def _tail(row: Row, q: float) -> str:
 def _interval(interval: st.Interval | None, unit: str) -> str:
     if interval is None:
         return ""
-    return f"{quantity(interval.value, unit)} ± {interval.margin:.1%}"
+    shown = quantity(interval.value, unit)
+    # Samples of one process say nothing of the spread between processes.
+    return f"{shown} ± {interval.margin:.1%}" if interval.basis == "processes" else shown
 
 
 def _ratio(comparison: st.Comparison | None) -> str:

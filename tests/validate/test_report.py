@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import browser
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -220,6 +221,18 @@ class TestHtml:
         parser = self.parsed(text)
         assert parser.scripts == 1
         assert parser.handlers == []
+
+    @pytest.mark.skipif(browser.ABSENT is not None, reason=str(browser.ABSENT))
+    def test_a_browser_draws_it_and_asks_nobody_for_anything(self, failed, tmp_path):
+        evil = "</script><img src=x onerror=boom()>"
+        page = tmp_path / "parity.html"
+        page.write_text(to_html(replace(failed, notes=(evil,)), evil), encoding="utf-8")
+        seen = browser.look(page, tmp_path, height=2000)
+        assert seen.console == ()
+        assert seen.requests == ()
+        drawn = seen.charts()
+        assert set(drawn) == {"heat", "errors"}
+        assert min(drawn.values()) > 1
 
     def test_effects_are_shown_with_who_set_the_budget(self, passed):
         effects = (Effect("logits", "logits", 10, 31.5, broken=("agreement is 0.9",)),)

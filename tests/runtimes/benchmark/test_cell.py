@@ -93,7 +93,8 @@ def test_a_cell_in_its_own_process_records_the_evidence(tmp_path):
     assert result.runtime == "fake"
     assert len(result.samples) == QUICK.samples
     assert 1e-3 <= np.median(result.samples) < 0.05
-    assert result.placement == {"device": "cpu", "providers": ["fake"], "nodes": {"fake": 1}}
+    assert result.placement == {"device": "cpu", "providers": ["fake"],
+                                "nodes": {"fake": 10, "cpu": 0}, "fallback": {}}
     assert result.faults == ()
     assert result.cold.first >= 1e-3
     assert result.cold.open > 0
@@ -179,3 +180,22 @@ def test_the_measured_process_loads_no_framework(tmp_path):
             "heavy = {'torch', 'onnx', 'onnxruntime', 'pydantic', 'rich', 'altair', 'scipy'}\n"
             "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_on_a_device_its_own_clock_and_memory_are_asked(tmp_path):
+    found = run_job(job(device="cuda", options={"weights": 1 << 20, "fallback": 2}), tmp_path, 60.0)
+    assert found.status == "ok"
+    assert len(found.device_samples) == min(len(found.samples), 100)
+    assert min(found.device_samples) > 1e-4
+    assert (found.memory.gpu_allocated, found.memory.gpu_reserved) == (1 << 20, 3 << 20)
+    assert found.placement["fallback"] == {"Gather": 2}
+    assert found.faults == ()
+
+
+def test_a_graph_that_runs_mostly_on_the_cpu_is_no_measurement_of_the_device(tmp_path):
+    found = run_job(job(device="cuda", options={"fallback": 7}), tmp_path, 60.0)
+    assert found.faults == ("only 30% of the nodes ran on cuda; on the CPU: 7 Gather",)
+
+
+def test_on_a_cpu_there_is_no_device_clock(tmp_path):
+    assert run_job(job(), tmp_path, 60.0).device_samples == ()

@@ -1,0 +1,149 @@
+"""``modelport bench`` on tiny models: artifacts, bare files, their source, shapes and a corpus."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from modelport import pipeline
+from modelport.cli import execute
+from modelport.commands.bench import _grid
+from modelport.errors import UsageError
+
+QUICK = ["--rounds", "1", "--seconds", "0.05", "--threads", "1", "--json"]
+
+
+@pytest.fixture(scope="module")
+def source(tiny) -> Path:
+    return tiny("camembert", "text-classification")
+
+
+@pytest.fixture(scope="module")
+def artifact(source, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("bench") / "onnx"
+    pipeline.export("onnx", pipeline.ModelRequest(str(source)), root, validate=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def bare(artifact, tmp_path_factory) -> Path:
+    """The same graph as a file somebody else might have made, its weights beside it."""
+    folder = tmp_path_factory.mktemp("theirs")
+    for file in artifact.glob("model.*"):
+        shutil.copy(file, folder)
+    return folder / "model.onnx"
+
+
+def bench(capsys, *arguments) -> dict:
+    code = execute(["bench", *map(str, arguments), *QUICK])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return json.loads(captured.out)
+
+
+def options(**given):
+    defaults = dict.fromkeys(
+        ("baseline", "runtime_names", "batch_sizes", "seq_lens", "threads", "batching", "corpus",
+         "memory_limit", "p95", "scenario", "target_rate"))
+    fixed = {"baseline_weights": "pretrained", "device": "cpu", "token_budget": 4096, "rounds": 5,
+             "seconds": 1.0, "timeout": 1.0, "duration": 60.0, "target_latency": 100.0}
+    return _grid(**{**defaults, **fixed, **given}).sweep
+
+
+def test_artifact_file_and_source_are_measured_side_by_side(
+    artifact, bare, source, tmp_path, capsys
+):
+    found = bench(capsys, artifact, bare, "--baseline", source, "--batch-sizes", "2",
+                  "--seq-lens", "5", "--output", tmp_path / "run")
+    rows = {row["cell"]["subject"]: row for row in found["rows"]}
+    assert set(rows) == {"onnx", f"{bare.parent.name}/model.onnx", "model/torch_eager"}
+    assert {row["status"] for row in rows.values()} == {"ok"}, [r["detail"] for r in rows.values()]
+    assert found["reference"] == "model/torch_eager"
+    assert rows[f"{bare.parent.name}/model.onnx"]["parity"] == "not validated"
+    assert rows["onnx"]["share"]["flops_per_second"] > 0
+    assert json.loads((artifact / "benchmark.json").read_text()) == found
+
+
+def test_other_weights_beside_a_bare_file_are_another_measurement(bare, tmp_path):
+    from modelport.pipeline.benchmarking import _digest
+
+    before = _digest(bare)
+    copy = tmp_path / "copy"
+    shutil.copytree(bare.parent, copy)
+    assert _digest(copy / "model.onnx") == before
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert _digest(copy / "model.onnx") != before
+
+
+def test_a_bare_file_alone_needs_the_model_it_came_from(bare, tmp_path):
+    with pytest.raises(UsageError, match="does not say what goes in") as caught:
+        pipeline.bench([bare], tmp_path / "run", pipeline.Grid())
+    assert "--baseline" in caught.value.hint
+
+
+def test_a_text_without_a_tokenizer_is_refused(artifact, tmp_path):
+    text = tmp_path / "sentences.txt"
+    text.write_text("One sentence.\n")
+    with pytest.raises(UsageError, match="has a tokenizer") as caught:
+        pipeline.bench([artifact], tmp_path / "run", pipeline.Grid(corpus=text))
+    assert "built-in" in caught.value.hint
+
+
+def test_without_a_corpus_the_shapes_are_measured():
+    found = options()
+    assert found["batches"] == (1, 2, 4, 8, 16, 32, 64)
+    assert found["sequences"] == (16, 128, 384)
+    assert (found["batchings"], found["traffic"]) == ((), ())
+
+
+def test_a_corpus_is_measured_instead_of_shapes_and_in_all_three_ways(tmp_path):
+    found = options(corpus=tmp_path)
+    assert (found["batches"], found["sequences"]) == ((), ())
+    assert found["batchings"] == ("padded", "sorted", "token-budget")
+    assert found["corpus_batches"] == (32,)
+    assert options(batching="sorted", batch_sizes="1,8")["corpus_batches"] == (1, 8)
+
+
+def test_shapes_are_measured_beside_a_corpus_when_lengths_are_named():
+    found = options(batching="sorted", seq_lens="16")
+    assert (found["sequences"], found["batchings"]) == ((16,), ("sorted",))
+
+
+def test_a_scenario_is_measured_alone():
+    found = options(scenario="server,offline", target_rate=5.0, target_latency=20.0)
+    assert [t.scenario for t in found["traffic"]] == ["Server", "Offline"]
+    assert (found["traffic"][0].rate, found["traffic"][0].limit) == (5.0, 0.02)
+    assert (found["batches"], found["batchings"]) == ((), ())
+
+
+@pytest.mark.parametrize("option", ["--batching", "--scenario"])
+def test_an_unknown_choice_names_the_known_ones(option, artifact, capsys):
+    assert execute(["bench", str(artifact), option, "nonsense"]) == 2
+    assert "nonsense is none of" in capsys.readouterr().err
+
+
+def test_a_runtime_takes_options_and_each_is_a_column(artifact, source, tmp_path, capsys):
+    pytest.importorskip("openvino")
+    found = bench(capsys, artifact, "--baseline", source, "--batch-sizes", "1", "--seq-lens", "4",
+                  "--output", tmp_path / "run", "--runtimes",
+                  "openvino:precision=bf16,onnxruntime:level=basic,torch_eager:dtype=bfloat16,"
+                  "torch_eager")
+    rows = {row["cell"]["subject"]: row["cell"] for row in found["rows"]}
+    assert set(rows) == {
+        "onnx/openvino:precision=bf16", "onnx/onnxruntime:level=basic",
+        "model/torch_eager:dtype=bfloat16", "model/torch_eager"}
+    assert rows["onnx/onnxruntime:level=basic"]["options"] == {"level": "basic"}
+    assert rows["onnx/openvino:precision=bf16"]["dtype"] == "bfloat16"
+    assert rows["model/torch_eager:dtype=bfloat16"]["dtype"] == "bfloat16"
+    assert found["reference"] == "model/torch_eager"
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("nonsense", "nonsense"), ("onnxruntime:nonsense=1", "no option nonsense"),
+    ("onnxruntime:dtype=bfloat16", "no option dtype")])
+def test_unknown_runtimes_and_options_are_refused(text, said, artifact, tmp_path):
+    with pytest.raises(UsageError, match=said):
+        pipeline.bench([artifact], tmp_path / "run", pipeline.Grid(runtimes=(text,)))
