@@ -36,16 +36,18 @@ class _Bench(click.Command):
 @click.option("--baseline-weights", type=click.Choice(["pretrained", "random"]),
               default="pretrained", show_default=True)
 @DEVICE
-@click.option("--runtimes", "runtime_names", help="Names, such as onnxruntime,openvino.")
+@click.option("--runtimes", "runtime_names",
+              help="Names, with options where wanted: onnxruntime,openvino:precision=bf16,"
+                   "torch_eager:dtype=bfloat16.")
 @click.option("--batch-sizes",
               help="Default: 1,2,4,8,16,32,64; 32 where only a corpus is measured.")
 @click.option("--seq-lens", help="Default: 16,128,384; none where only a corpus is measured.")
-@click.option("--threads", default=None, help="Thread counts, such as 1,2; default: all cores.")
-@click.option("--batching", help="Measure a corpus, cut like this: padded,sorted,token-budget.")
 @click.option("--new-tokens", type=click.IntRange(2), default=32, show_default=True,
               help="To generate, for models that do; --seq-lens are their prompts.")
 @click.option("--eager", "eager", default="dynamic,static,compiled", show_default=True,
               help="How transformers generates beside them.")
+@click.option("--threads", default=None, help="Thread counts, such as 1,2; default: all cores.")
+@click.option("--batching", help="Measure a corpus, cut like this: padded,sorted,token-budget.")
 @click.option("--corpus", type=FILE,
               help="Text, one sentence a line; default: the built-in lengths.")
 @click.option("--token-budget", type=click.IntRange(1), default=4096, show_default=True,
@@ -93,10 +95,10 @@ def bench(
         return 0 if test.passed else 1
     if not paths:
         raise click.UsageError("name at least one artifact")
-    with output.progress() as notify:
-        report = pipeline.bench(paths, destination, _grid(**chosen), notify=notify)
     if pipeline.generates(paths[0]):
         return _generation(output, paths, destination, new_tokens, eager, **chosen)
+    with output.progress() as notify:
+        report = pipeline.bench(paths, destination, _grid(**chosen), notify=notify)
     output.result(
         json.loads((destination / "benchmark.json").read_text(encoding="utf-8")),
         lambda: benchmark.renderable(report),
@@ -110,8 +112,6 @@ def bench(
     return 0
 
 
-def _grid(
-    *, baseline: str | None, baseline_weights: str, device: str, runtime_names: str | None,
 def _generation(
     output: Output, paths: tuple[Path, ...], destination: Path, new_tokens: int, eager: str, *,
     baseline: str | None, baseline_weights: Any, device: str, batch_sizes: str | None,
@@ -142,6 +142,8 @@ def _generation(
     return 0
 
 
+def _grid(
+    *, baseline: str | None, baseline_weights: str, device: str, runtime_names: str | None,
     batch_sizes: str | None, seq_lens: str | None, threads: str | None, batching: str | None,
     corpus: Path | None, token_budget: int, rounds: int, seconds: float, timeout: float,
     memory_limit: float | None, p95: float | None, **traffic: Any,
