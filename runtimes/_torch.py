@@ -70,7 +70,8 @@ class TensorSession(Session):
         """Time between two events around a launch on torch's current stream; CUDA only."""
         import torch
 
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        event: Any = torch.cuda.Event
+        start, end = event(enable_timing=True), event(enable_timing=True)
         start.record()
         launch()
         end.record()
