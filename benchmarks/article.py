@@ -170,8 +170,8 @@ def _ahead(found: Found) -> list[str]:
     if sure:
         word = "Confirmed: each interval lies below 1."
     elif seen:
-        word = (f"Seen in each, but {found.report.rounds} runs are too few for the intervals to "
-                "exclude 1 throughout.")
+        word = ("Seen in each, but not every interval excludes 1, which also depends on the number "
+                f"of runs (here {found.report.rounds}).")
     else:
         word = "Not confirmed."
     return [*lines, "", word, ""]
@@ -206,8 +206,8 @@ def _growing(found: Found) -> list[str]:
     lines.append("- token slots: " + ", ".join(f"{ratio:.2f}" for ratio in slots))
     word = "Confirmed." if held else "Not confirmed throughout: it does not rise at every step."
     if slots != sorted(slots):
-        word += (" With so few sentences, sorted batches of the largest size hold long and short "
-                 "ones alike, so that less is to gain there.")
+        word += (" The token slots say why: cut from so many sentences, even a sorted batch of the "
+                 "largest size holds long and short ones alike.")
     return [*lines, "", f"Batch sizes {', '.join(map(str, BATCHES))}. {word}", ""]
 
 
@@ -256,13 +256,13 @@ def write(found: Sequence[Found], absent: Sequence[str], sentences: int, runs: i
         "Written by `make article` (`benchmarks/article.py`), which goes on where it was stopped.",
         f"CamemBERT-base (110 M parameters, fp32, seeded weights), {sentences:,} sentences of "
         "mixed lengths (log-normal, median 20 tokens, 95th percentile 120, longest 512; the same "
-        f"distribution whatever their number), {runs} runs, each pass in a process of its own, "
+        f"distribution whatever their number), runs: {runs}, each pass in a process of its own, "
         "runs interleaved. Tokenisation is not included.",
         "",
     ]
     if (sentences, runs) != (1000, 5):
         lines += ["**This is not the full experiment**, which is 1,000 sentences and 5 runs (`make "
-                  f"article` without arguments): here it was {sentences:,} and {runs}.", ""]
+                  f"article` without arguments): here {sentences:,} and {runs}.", ""]
     for one in found:
         report = one.report
         shutil.copyfile(WORK / f"run-{one.device}-{sentences}" / "benchmark.json",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -110,12 +111,15 @@ def _best(report: RunReport, work: str) -> Row:
 
 
 def _interval(found: st.Interval) -> str:
+    if not math.isfinite(found.high):  # of one process a side nothing can be said
+        return f"{found.value:.3f}"
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def _pace(row: Row) -> str:
     assert row.p50 is not None
-    return f"{row.p50.value * 1e3:.1f} ± {row.p50.margin:.1%}"
+    margin = f" ± {row.p50.margin:.1%}" if row.p50.basis == "processes" else ""
+    return f"{row.p50.value * 1e3:.1f}{margin}"
 
 
 def _shapes(report: RunReport, names: Sequence[str]) -> list[str]:
@@ -177,10 +181,10 @@ def report() -> str:
     lines = ["# Speed beside eager PyTorch and optimum-onnx", "",
              "Written by `python benchmarks/speed.py report`. CamemBERT-base, text classification, "
              "seeded weights, ONNX Runtime; the other exporter's file in the same sweep. ± and "
-             "brackets: 95 % over processes.", ""]
+             "brackets: 95 % over processes, where there are enough.", ""]
     for part, found in reports.items():
         notes = (f"- {line}" for line in benchmark.footnotes(found))
-        lines += [f"## {part}, {found.rounds} rounds", "", *notes, ""]
+        lines += [f"## {part}, rounds: {found.rounds}", "", *notes, ""]
         if part != "corpus":
             lines += [*_shapes(found, MEASURED[part]), ""]
         else:
