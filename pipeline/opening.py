@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from ..session import Session
 
 
+STILL = {"spinning": False}
+"""Keeps idle threads from spinning where sessions and torch take turns on the same cores:
+T5-small's beams took 1.7 times as long with threads of one spinning beside those of the other."""
+
+
 def open_artifact(
     root: Path,
     *,
@@ -75,26 +80,16 @@ def open_pipeline(
     """Open a verified artifact of several graphs; see :func:`load_pipeline`."""
     from ..runtimes import pipelines
 
-    options = {**_still(artifact, runtime, device), **(options or {})}
     with ExitStack() as opened:
         sessions = {
             name: opened.enter_context(
-                open_session(view, runtime=runtime, device=device, options=options))
+                open_session(view, runtime=runtime, device=device, options=options,
+                             unless_given=STILL))
             for name, view in artifact.components.items()
         }  # fmt: skip
         pipeline = pipelines.build(artifact, sessions, device)
         opened.pop_all()
     return pipeline
-
-
-def _still(artifact: Artifact, runtime: str | None, device: str) -> dict[str, bool]:
-    """Keep idle threads from spinning: sessions and torch take turns on the same cores.
-
-    T5-small's beams took 1.7 times as long with threads of one spinning beside those of the other.
-    """
-    able = [r for r in runtimes.for_format(artifact.format)
-            if runtime in (None, r.name) and r.unavailable(device) is None]
-    return {"spinning": False} if able and "spinning" in able[0].options else {}
 
 
 def open_session(
@@ -103,8 +98,13 @@ def open_session(
     runtime: str | None = None,
     device: str = "cpu",
     options: Mapping[str, Any] | None = None,
+    unless_given: Mapping[str, Any] | None = None,
 ) -> Session:
-    """Open a verified artifact; see :func:`open_artifact`."""
+    """Open a verified artifact; see :func:`open_artifact`.
+
+    Args:
+        unless_given: options that hold where a runtime has them and ``options`` says nothing.
+    """
     if artifact.manifest.components:
         raise UsageError(
             f"{artifact.root} is several graphs: {', '.join(artifact.manifest.components)}",
@@ -123,7 +123,9 @@ def open_session(
         reason = candidate.unavailable(device)
         if reason is None:
             try:
-                return candidate.open(artifact, device, options)
+                chosen = {name: value for name, value in (unless_given or {}).items()
+                          if name in candidate.options}
+                return candidate.open(artifact, device, {**chosen, **(options or {})})
             except BackendUnavailable as error:
                 if len(able) == 1:
                     raise

@@ -61,8 +61,8 @@ class OpenVino(Runtime):
         if precision not in PRECISIONS:
             raise UsageError(f"precision {precision!r} is unknown",
                              allowed=", ".join(("artifact", *PRECISIONS)))
-        return OpenVinoSession(artifact.spec, artifact.root / "model.onnx", precision,
-                               chosen["threads"])
+        path = artifact.root / (artifact.graph or "model.onnx")
+        return OpenVinoSession(artifact.spec, path, precision, chosen["threads"])
 
 
 class OpenVinoSession(Session):

@@ -69,10 +69,12 @@ class Decoder(torch.nn.Module):
         *past: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         # As generate counts them: from the first token that is not padding.
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, past[0].shape[2]:]
+        positions = attention_mask.cumsum(-1) - 1
+        positions = torch.where(positions < 0, 0, positions)[:, past[0].shape[2]:]
         asked = torch.arange(input_ids.shape[1], device=input_ids.device)
-        first = torch.where(logits_to_keep > 0, asked.shape[0] - logits_to_keep, 0).clamp(min=0)
-        asked = asked[first:]
+        # clamp would do, but has no integers below opset 12.
+        some = (logits_to_keep > 0) & (logits_to_keep < asked.shape[0])
+        asked = asked[torch.where(some, asked.shape[0] - logits_to_keep, 0):]
         given = {"position_ids": positions, KEEP: asked}
         result = self.model(input_ids=input_ids, attention_mask=attention_mask,
                             past_key_values=filled(past), use_cache=True,
