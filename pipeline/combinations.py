@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..runtimes.benchmark import Row, RunReport
     from ..runtimes.benchmark.report import Footprint
 
-REPORT = "combinations.json"
+REPORT, TABLES = "combinations.json", "combinations.md"
 PARITY = "parity.json"
 PROVEN_TOKENS = 8
 PROMPTS = (0, 1)
@@ -196,6 +196,7 @@ def combinations(plan: Plan, output: Path, *, notify: Notify = lambda _: None) -
         request, lambda result, done, total: notify(f"{done}/{total} {result.cell.label()}"))
     report = Report(plan, benchmark.summarise(request, outcome), proofs)
     write_json(output / REPORT, _plain(report))
+    (output / TABLES).write_text(report.markdown(), encoding="utf-8")
     return report
 
 
@@ -239,9 +240,15 @@ def _told(proof: Proof) -> str:
 
 
 def _plain(report: Report) -> dict[str, Any]:
-    return {"plan": asdict(report.plan), "proofs": [asdict(p) for p in report.proofs],
-            "tables": [asdict(t) for t in report.tables()], "notes": report.notes(),
-            "run": _finite(asdict(report.run))}
+    """As data, to be published: without the directories of this machine."""
+    run = asdict(report.run)
+    for measured in (*run["rows"], *run["results"]):
+        measured["cell"]["path"] = ""
+    found: dict[str, Any] = _finite({
+        "plan": asdict(report.plan), "proofs": [asdict(p) for p in report.proofs],
+        "tables": [asdict(t) for t in report.tables()], "notes": report.notes(), "run": run,
+    })  # fmt: skip
+    return found
 
 
 def _finite(value: Any) -> Any:
