@@ -52,7 +52,7 @@ for turn in range(rounds):
         seen.add(pull(url, roots[0].parent / "pulled", force=True).digest)
     except Exception as error:
         assert not seen and "nothing is published" in str(error), error
-    span = min(span * (1.3 if len(seen) == before else 0.9), 0.5)
+    span = min(span * (1.3 if len(seen) == before else 0.9), 3)
 print(len(seen))
 """
 
