@@ -335,16 +335,19 @@ class _Tokens:
         started = time.perf_counter()
         feeds = validate.draw(self._reference.spec, case)
         label = f"part=generated {case.label}"
-        expected = self._reference.run(feeds)
-        self._first += list(expected["logits"][:, 0])
-        try:
-            actual = self._candidate.run(feeds)
-        except Exception as error:  # noqa: BLE001 - recorded as this case's outcome
-            reason = "; ".join(str(error).splitlines()) or type(error).__name__
-            self._results.append(
-                validate.Result(label, "*", "generation", "fail", reason))
-        else:
-            self._results += self._compared(label, feeds, actual, expected)
+        sides = []
+        for side, session in (("source", self._reference), ("artifact", self._candidate)):
+            try:
+                sides.append(session.run(feeds))
+            except Exception as error:  # noqa: BLE001 - recorded as this case's outcome
+                what = "; ".join(str(error).splitlines()) or type(error).__name__
+                self._results.append(validate.Result(
+                    label, "*", "generation", "fail", f"the {side}'s generate fails: {what}"))
+                break
+        if sides:
+            self._first += list(sides[0]["logits"][:, 0])
+        if len(sides) == 2:
+            self._results += self._compared(label, feeds, sides[1], sides[0])
         seconds = time.perf_counter() - started
         self._seconds += seconds
         self._cases.append(validate.CaseRecord(
@@ -352,8 +355,10 @@ class _Tokens:
 
     def added_to(self, report: ParityReport) -> ParityReport:
         """A report with these results; and whether the answers told the prompts apart."""
-        rows = np.stack(self._first[:8])
-        results = (*self._results, validate.diversity("*", "first logits", rows))
+        results = tuple(self._results)
+        if self._first:
+            rows = np.stack(self._first[:8])
+            results += (validate.diversity("*", "first logits", rows),)
         return report.with_results("generation", tuple(self._cases), results,
                                    tuple(self._notes), self._seconds)
 

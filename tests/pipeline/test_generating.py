@@ -174,3 +174,20 @@ def test_other_beams_pass_at_equal_scores_only(written: Path) -> None:
     assert compared(written, beams=other)["beams"] == "pass"
     worse = np.array([-3.0, -4.0, -5.1])
     assert compared(written, beams=other, scores=worse)["beams"] == "fail"
+
+
+def test_a_side_that_raises_is_the_outcome_of_its_case(written: Path) -> None:
+    class Broken(Given):
+        def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            raise ValueError("no such layer")
+
+    spec = generating._Prompt.of(artifacts.read(written)).spec
+    logits = np.zeros((3, 4, 99), np.float32)
+    for broken, side in ((True, "source"), (False, "artifact")):
+        sides = [Given(spec, {"logits": logits}), Broken(spec, {})]
+        candidate, reference = sides if broken else sides[::-1]
+        found = generating._Tokens(candidate, reference, lambda: sides[0])  # noqa: B023
+        found.compare(validate.Case((("batch", 3), ("sequence", 5)), "none", 1))
+        (result,) = found._results
+        assert result.verdict == "fail"
+        assert result.reason == f"the {side}'s generate fails: no such layer"
