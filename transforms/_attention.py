@@ -242,6 +242,7 @@ def _write(model: ir.Model, match: _Match, biases: dict[ir.Value, ir.Value]) -> 
     model.graph.insert_before(last, node)
     made.name, made.type, made.shape = f"{old.name}:attention", old.type, old.shape
     old.replace_all_uses_with(made, replace_graph_outputs=True)
+    old.name, made.name = made.name, old.name
 
 
 def _spread(model: ir.Model, match: _Match) -> ir.Value:

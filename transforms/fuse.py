@@ -1,7 +1,8 @@
 """Attention, layer-norm and GELU as the fused operators of ONNX Runtime; ties the graph to it.
 
-Attention by :mod:`._attention`; the rest by ``onnxruntime.transformers.optimizer``, on the graph
-with its matrices set aside: none of those fusions reads one.
+Attention by :mod:`._attention`, rotary positions by :mod:`._rotary`; the rest by
+``onnxruntime.transformers.optimizer``, on the graph with its matrices set aside: none of those
+fusions reads one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendUnavailable
-from . import Transform, TransformResult, _attention, _graph
+from . import Transform, TransformResult, _attention, _graph, _rotary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +31,7 @@ class Fuse(Transform):
         """
         _graph.refuse_quantised(model, "fuse")
         before = _graph.operators(model)
+        _rotary.fuse(model)
         _attention.fuse(model)
         for number, node in enumerate(model.graph):
             node.name = node.name or f"{node.op_type}.{number}"  # the optimizer tells them by name

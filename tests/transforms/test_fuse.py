@@ -10,10 +10,11 @@ import numpy as np
 import onnx_graphs as graphs
 import onnx_ir as ir
 import pytest
-from modelport import artifacts, runtimes, transforms, validate
+from modelport import artifacts, pipeline, runtimes, transforms, validate
 from modelport.artifacts import Artifact, onnx_files
 from modelport.errors import BackendUnavailable, UsageError
-from modelport.transforms import _attention, fuse
+from modelport.exporters.onnx import OnnxOptions
+from modelport.transforms import _attention, _rotary, fuse
 
 MHA = "com.microsoft::MultiHeadAttention"
 
@@ -131,8 +132,40 @@ def test_attention_by_hand(scaled: bool, masked: bool, tmp_path: Path) -> None:
     assert node.attributes["scale"].value == (0.5 if scaled else 1.0)
     assert (len(node.inputs) == 6 and node.inputs[5] is not None) is masked
     assert not any(n.op_type == "Softmax" for n in model.graph)
+    assert [v.name for v in model.graph.outputs] == ["y"]
     (actual,) = graphs.run(model, feeds, tmp_path / "b")
     assert np.allclose(actual, expected, atol=1e-6)
+
+
+def test_rotary_positions_of_a_decoder_with_a_cache(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    made = pipeline.export(
+        "onnx", pipeline.ModelRequest(str(tiny("llama", "text-generation"))), tmp_path / "out",
+        OnnxOptions(strategy="trace"), validate=False)
+    view, file = made.component("decoder"), made.root / "decoder.onnx"
+    simple = transforms.get("simplify").apply(onnx_files.load(file), {}).model
+    result = transforms.get("fuse").apply(simple, {})
+    assert result.notes["fused"]["com.microsoft::RotaryEmbedding"] == 4
+    for batch, length, past in ((1, 1, 0), (3, 7, 0), (2, 4, 5)):
+        sizes = (("batch", batch), ("past", past), ("sequence", length))
+        padding = "left" if length > 1 else "none"
+        feeds = dict(validate.draw(view.spec, validate.Case(sizes, padding, 0)))
+        expected = graphs.run(onnx_files.load(file), feeds, tmp_path)
+        actual = graphs.run(result.model, feeds, tmp_path)
+        for e, a in zip(expected, actual, strict=True):
+            assert np.allclose(a, e, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sum_of_products_is_no_rotation() -> None:
+    x = graphs.value("x", ("batch", 2, "tokens", 4))
+    names = ("cos", "sin")
+    tables = {n: graphs.value(n, ("batch", 1, "tokens", 4)) for n in names}
+    one, two = (ir.node("Mul", [x, tables[n]]) for n in names)
+    y = graphs.value("y", ("batch", 2, "tokens", 4))
+    added = ir.node("Add", [one.outputs[0], two.outputs[0]], outputs=[y])
+    model = graphs.graph([one, two, added], [x, *tables.values()], [y], {}, {})
+    assert _rotary.fuse(model) == 0
 
 
 def test_what_is_no_attention_is_left_alone() -> None:
