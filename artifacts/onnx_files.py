@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = [
+    "MODEL",
     "OnnxDescription",
     "check_external_data",
     "describe",

@@ -25,6 +25,9 @@ MARKDOWN_LIMIT = 1 << 20
 WIDE = 4
 """Outputs that still fit side by side on a terminal of 80 columns."""
 
+MANY = 16
+"""Outputs beyond which only the worst of each shape is shown: those of a cache."""
+
 _COLOURS: dict[str, str] = {"pass": "green", "suspect": "yellow", "fail": "red"}
 
 
@@ -57,18 +60,35 @@ def table(report: ParityReport) -> RenderableType:
     """A rich table of ρ by shape and output, then verdict, reasons and what was left out.
 
     A row is a shape, with its worst ρ over paddings and seeds in one column for each output;
-    models of more than :data:`WIDE` outputs get one row for each output and shape instead. Cells
-    are plain text: names come from files, and may hold console markup.
+    models of more than :data:`WIDE` outputs get one row for each output and shape instead, and of
+    more than :data:`MANY` one for the worst output of each shape. Cells are plain text: names come
+    from files, and may hold console markup.
     """
     from rich.console import Group
     from rich.text import Text
 
     found = lines(report)
-    wide = len({line.output for line in found}) > WIDE
+    outputs = {line.output for line in found}
+    wide = len(outputs) > WIDE
+    if len(outputs) > MANY:
+        found = _worst_by_shape(found)
     view = _long(report, found) if wide else _by_shape(report, found)
     tail = Text(f"\n{headline(report)}", style=_COLOURS[report.verdict])
     legend = Text("padding: n none, r right, l left, m one row masked", style="dim")
     return Group(view, legend, tail, *(Text(text) for text in details(report)))
+
+
+def _worst_by_shape(found: list[Line]) -> list[Line]:
+    worst_lines: dict[str, Line] = {}
+    for line in found:
+        known = worst_lines.setdefault(line.shape, line)
+        if _gravity(line) > _gravity(known):
+            worst_lines[line.shape] = line
+    return list(worst_lines.values())
+
+
+def _gravity(line: Line) -> tuple[int, float]:
+    return ("pass", "suspect", "fail").index(line.verdict), line.rho or 0.0
 
 
 def _by_shape(report: ParityReport, found: list[Line]) -> Table:

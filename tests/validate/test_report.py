@@ -23,6 +23,7 @@ from modelport.validate import (
     Result,
     Rule,
     from_json,
+    joined,
     judge,
     markdown,
     plan,
@@ -239,3 +240,46 @@ class TestHtml:
         text = to_html(passed.with_effects(effects, EffectBudget(set_by="file")))
         assert "budget set by file" in text
         assert "agreement is 0.9" in text
+
+
+def printed(report: ParityReport) -> str:
+    out = io.StringIO()
+    Console(file=out, width=120, no_color=True).print(table(report))
+    return out.getvalue()
+
+
+def test_of_many_outputs_the_worst_of_each_shape_is_shown(passed):
+    case = passed.cases[0]
+    results = tuple(Result(case.label, f"present_{i}", "translation", "pass", samples=1, rho=i / 10)
+                    for i in range(20))
+    shown = printed(replace(passed, results=results))
+    assert "present_19" in shown
+    assert "present_18" not in shown
+    wrong = replace(results[3], verdict="fail", reason="too far")
+    shown = printed(replace(passed, results=(*results[:3], wrong, *results[4:])))
+    assert "present_3" in shown
+    assert "present_19" not in shown
+
+
+def test_a_whole_is_as_good_as_its_worst_part(passed, failed):
+    whole = joined({"encoder": passed, "decoder": failed})
+    assert whole.verdict == failed.verdict != "pass"
+    assert whole.gates["hygiene"] == failed.gates["hygiene"]
+    assert whole.comparisons == passed.comparisons + failed.comparisons
+    assert len({case.label for case in whole.cases}) == len(passed.cases) + len(failed.cases)
+    assert {case.shape.split()[0] for case in whole.cases} == {"part=encoder", "part=decoder"}
+    labels = {case.label for case in whole.cases}
+    assert all(result.case in labels for result in whole.results if result.case != "*")
+    assert [left.case for left in whole.left_out] == [
+        f"part=decoder {left.case}" for left in failed.left_out]
+    assert whole.sides["encoder candidate"] == passed.sides["candidate"]
+    assert from_json(whole.to_json()) == whole
+    assert joined({"decoder": passed}).verdict == "pass"
+
+
+def test_a_gate_added_counts(passed):
+    fine = Result("x", "greedy", "generation", "pass", samples=2)
+    assert passed.with_results("generation", (), (fine,)).accepted
+    assert passed.with_results("generation", (), ()).verdict == "fail"
+    alike = replace(fine, verdict="suspect")
+    assert passed.with_results("generation", (), (fine, alike)).verdict == "suspect"
