@@ -55,6 +55,7 @@ def sign(root: Path, private_key: Path | None) -> Path:
         UsageError: the key cannot be read.
         DestinationUnreachable: keyless, and no identity or no Sigstore service is at hand.
     """
+    root = root.absolute()  # the library passes over what is to be ignored only then
     regular_files(root)
     config = _module("signing").Config().set_hashing_config(_hashing(root))
     if private_key is not None:
@@ -109,6 +110,7 @@ def verify_signature(root: Path, signer: Path | Identity) -> None:
         DestinationUnreachable: an identity is asked for and the Sigstore service is not at hand.
         UsageError: the public key cannot be read.
     """
+    root = root.absolute()
     regular_files(root)
     try:
         descriptor = open_regular(root / SIGNATURE)

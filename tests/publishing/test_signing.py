@@ -120,6 +120,18 @@ def test_a_signature_is_carried_over_while_it_holds(signed, tmp_path, keys):
         publish(signed, f"file://{tmp_path}/second")
 
 
+def test_a_relative_path_that_is_signed_again(proven, tmp_path, keys, monkeypatch):
+    """As a user types it, and as a pipeline does at every release."""
+    monkeypatch.chdir(tmp_path)
+    for turn in ("v1", "v2"):
+        command = ["publish", "proven", f"file://{tmp_path}/r:{turn}", "--private-key"]
+        assert execute([*command, str(keys / "ours.pem")]) == 0
+        (tmp_path / "proven" / release.PROVENANCE).write_text(turn)  # another, next time
+        assert execute(["pull", f"file://{tmp_path}/r:{turn}", turn, "--public-key",
+                        str(keys / "ours.pub")]) == 0
+        assert execute(["verify", turn, "--public-key", str(keys / "ours.pub")]) == 0
+
+
 def test_what_is_no_key(proven, tmp_path, keys):
     url = f"file://{tmp_path}/repository"
     with pytest.raises(UsageError, match="private key"):
