@@ -14,9 +14,9 @@ import numpy as np
 
 from .report import Result
 
-ALIKE = 1e-2
-"""Spread of answers to different prompts, relative to their size, below which they prove little:
-a decoder that ignored its prompt would pass."""
+ALIKE = 1e-4
+"""Spread of answers to different prompts, relative to their size, below which they prove little: a
+decoder that ignored its prompt would come within some thousand roundoffs of float32."""
 
 TIE = 2.0
 """Errors that the truth's margin must exceed for a flip to count, as for Gate C's agreement."""

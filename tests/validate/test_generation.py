@@ -61,7 +61,7 @@ def test_answers_that_are_alike_are_suspect() -> None:
     rng = np.random.default_rng(0)
     answers = rng.standard_normal((4, 99))
     assert validate.diversity("*", "first logits", answers).verdict == "pass"
-    alike = np.repeat(answers[:1], 4, axis=0) + 1e-4 * rng.standard_normal((4, 99))
+    alike = np.repeat(answers[:1], 4, axis=0) + 1e-5 * rng.standard_normal((4, 99))
     result = validate.diversity("*", "first logits", alike)
     assert result.verdict == "suspect"
     assert "equal answers prove nothing" in result.reason
