@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from ..spec import Dim, ModelSpec, TensorSpec
 from .setting import Setting, prompts, voice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -61,7 +62,7 @@ class Speaker(Session):
         history = self._voice and {k: v.clone() for k, v in self._voice.items()}
         if self._setting.sample:
             torch.manual_seed(self._setting.seed)
-        with torch.inference_mode():
+        with torch.inference_mode(), _quiet():
             audio = self.model.generate(
                 **inputs, history_prompt=history, do_sample=self._setting.sample,
                 **({"return_output_lengths": True} if cut else {}))
@@ -107,6 +108,19 @@ class Speaker(Session):
             numbers[...] += len(numbers)
 
         return launch
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what Bark's own ``generate`` is told about how it calls itself."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def open_speaker(
