@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test lint types demo clean slow validator-table article gpu
+.PHONY: test lint types demo clean slow validator-table article gpu coverage
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
@@ -46,6 +46,10 @@ gpu:
 	mkdir -p $(GPU_LINK)
 	ln -sfn "$(CURDIR)" $(GPU_LINK)/modelport
 	PYTHONPATH="$(CURDIR)/$(GPU_LINK)" $(PYTHON) benchmarks/gpu
+
+# Resumes where it was interrupted; hours for all pairs on two cores.
+coverage: $(READY)
+	$(BIN)/python benchmarks/breadth
 
 clean:
 	rm -rf $(VENV) build *.egg-info out

@@ -1,8 +1,9 @@
 """Modules that are not transformers': one in memory, or one that a Python file makes.
 
 ``path/to/file.py:factory`` names a function that returns a :class:`CustomModel`; its file is run,
-so the user has to allow it. A module in memory goes under a name that only this process knows. Either
-way the weights are written once as safetensors, and from then on it is a checkpoint like any other.
+so the user has to allow it. A module in memory goes under a name that only this process knows.
+Either way the weights are written once as safetensors, and from then on it is a checkpoint like any
+other.
 """
 
 from __future__ import annotations

@@ -61,6 +61,8 @@ KNOWN: Mapping[str, Callable[[Facts], TensorSpec]] = {
         "pixel_values", f.dtype, ("batch", f.channels, *f.image_size), "pixels"),
     "input_values": _waveform,
     "input_features": _features,
+    "global_attention_mask": lambda f: TensorSpec(
+        "global_attention_mask", "int64", _TEXT, "flags", high=2),
     "decoder_input_ids": lambda f: _tokens("decoder_input_ids", f, ("batch", "target")),
 }
 """How to make an input of that name from what is known of the model."""

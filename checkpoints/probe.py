@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _STATES = ("past_key_values", "hidden_states", "attentions", "loss", "mems", "cache_params")
 _PROBE_ELEMENTS = 1 << 24
+_SHORT = (3, 2)
+"""Lengths of the first run: too short for models that halve the sequence from block to block."""
 
 
 class ForwardFailed(Exception):
@@ -31,7 +33,7 @@ def outputs(
     dims: Mapping[str, Dim],
     constants: Mapping[str, Any],
 ) -> tuple[tuple[TensorSpec, ...], dict[str, Dim]]:
-    """The outputs, and the ranges of dimensions that only they have.
+    """The outputs, and the ranges of dimensions that only they have or that turn out narrower.
 
     The module runs on tensors without data, at sizes that differ in every dimension, and again at
     others where one run leaves a doubt: an output's dimension that stays is a constant, one that
@@ -40,13 +42,20 @@ def outputs(
     Raises:
         ForwardFailed: with the module's own message.
     """
+    shortest: dict[str, Dim] = {}
     small, other = samples.sizes(dims), samples.sizes(dims, step=1)
-    first = _unmistakable(model, small, dims)
+    first = _short(_unmistakable(model, small, dims), dims)
+    try:
+        a = _run(model, inputs, first, constants)
+    except ForwardFailed:
+        first = _unmistakable(model, small, dims)
+        a = _run(model, inputs, first, constants)
+        shortest = _shortest(model, inputs, first, constants, dims)
+        dims = {**dims, **shortest}
     second = {n: small[n] if small[n] != first[n] else other[n] for n in dims}
-    a = _run(model, inputs, first, constants)
     plain = _by_one_run(model, a, first)
     if plain is not None:
-        return plain, {}
+        return plain, shortest
     b = _run(model, inputs, second, constants)
     if list(a) != list(b):
         raise ForwardFailed(f"it returns {', '.join(a)} at one size and {', '.join(b)} at another")
@@ -56,7 +65,42 @@ def outputs(
         pairs = zip(shape, b[name][0], strict=True)
         named = tuple(_dimension(pair, first, second, own, dims) for pair in pairs)
         result.append(TensorSpec(name, dtype, named))
-    return tuple(result), _own_ranges(model, inputs, dims, constants, tuple(result), own)
+    ranges = _own_ranges(model, inputs, dims, constants, tuple(result), own)
+    return tuple(result), {**shortest, **ranges}
+
+
+def _short(sizes: Mapping[str, int], dims: Mapping[str, Dim]) -> dict[str, int]:
+    """The sizes with a sequence of a few tokens, which not every model takes."""
+    if "sequence" not in sizes:
+        return dict(sizes)
+    dim = dims["sequence"]
+    taken = [size for name, size in sizes.items() if name != "sequence"]
+    short = next((n for n in _SHORT if dim.min <= n <= dim.max and n not in taken), 0)
+    return {**sizes, "sequence": short or sizes["sequence"]}
+
+
+def _shortest(
+    model: torch.nn.Module,
+    inputs: tuple[TensorSpec, ...],
+    sizes: Mapping[str, int],
+    constants: Mapping[str, Any],
+    dims: Mapping[str, Dim],
+) -> dict[str, Dim]:
+    """The range of the sequence from the length below which the model does not run.
+
+    Models that shorten the sequence from block to block need more than one token.
+    """
+    if "sequence" not in dims:
+        return {}
+    length = sizes["sequence"]
+    try:
+        while length > dims["sequence"].min:
+            _run(model, inputs, {**sizes, "sequence": length - 1}, constants)
+            length -= 1
+    except ForwardFailed:
+        pass
+    found = dims["sequence"]
+    return {"sequence": Dim(length, max(length, found.opt), found.max)}
 
 
 def _unmistakable(

@@ -1,4 +1,4 @@
-"""Two ways from a torch module to an ONNX graph. Neither ever sees a real weight."""
+"""Three ways from a torch module to an ONNX graph. None ever sees a real weight."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ._torch_capture import quiet
+from ._torch_capture import named, quiet
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 TRACE_MAX_OPSET = 20
 """The trace-based exporter of torch 2.13 knows no operator newer than this one."""
+
+_WRAPPED = "source."
+"""Before the names of the weights of a module behind :func:`~._torch_capture.named`."""
 
 
 def by_trace(model: LoadedModel, opset: int) -> ir.Model:
@@ -37,8 +40,11 @@ def by_trace(model: LoadedModel, opset: int) -> ir.Model:
     import torch
     from onnx import version_converter
 
+    from . import _torch_idioms
+
     buffer: Any = io.BytesIO()  # taken by the trace route, though its annotation names paths only
-    with quiet(), _without_parameter_values(), _skipped_products(), torch.no_grad():
+    with (quiet(), _without_parameter_values(), _skipped_products(), torch.no_grad(),
+          _torch_idioms.followed(model.module)):
         torch.onnx.export(
             model.module,
             _sample_tensors(model),
@@ -88,6 +94,58 @@ def by_dynamo(model: LoadedModel, opset: int) -> ir.Model:
         )
     assert program is not None  # dynamo=True always returns one
     return program.model
+
+
+def by_transformers(model: LoadedModel, opset: int) -> ir.Model:
+    """Capture as :func:`by_dynamo` does, under the corrections that transformers keeps for it.
+
+    ``transformers.exporters`` carries replacements for what ``torch.export`` cannot follow in
+    particular models, and translations that torch's own exporter gets wrong. They are put round
+    our module, so that names, weights and dimensions are handled as in every other way.
+
+    Args:
+        model: as for :func:`by_trace`.
+        opset: 18 to 25; its translations are written in operators of 18.
+    """
+    import torch
+    from transformers.exporters import exporter_onnx as engine
+    from transformers.exporters.utils import apply_fx_node_fixes, apply_patches
+
+    names = model.spec.input_names
+    captured = named(model.module, model.spec)
+    dynamic = {
+        t.name: {axis: torch.export.Dim.DYNAMIC
+                 for axis, dim in enumerate(t.shape) if isinstance(dim, str)}
+        for t in model.spec.inputs
+    }
+    with quiet(), torch.no_grad(), apply_patches("onnx"), apply_patches("dynamo"):
+        exported = torch.export.export(
+            captured, _sample_tensors(model), dynamic_shapes=dynamic, strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+        apply_fx_node_fixes("onnx", exported.graph_module)
+        program = torch.onnx.export(
+            exported,
+            input_names=list(names),
+            output_names=list(model.spec.output_names),
+            custom_translation_table=engine._ONNX_TRANSLATION_TABLE,
+            opset_version=opset,
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    engine.apply_onnx_ir_fixes(program)
+    return _unwrapped(program.model)
+
+
+def _unwrapped(graph: ir.Model) -> ir.Model:
+    """The graph with the weights under the names they have in the model's own module."""
+    for name, value in list(graph.graph.initializers.items()):
+        if name.startswith(_WRAPPED):
+            del graph.graph.initializers[name]
+            value.name = name.removeprefix(_WRAPPED)
+            graph.graph.initializers[value.name] = value
+    return graph
 
 
 def _sample_tensors(model: LoadedModel) -> tuple[torch.Tensor, ...]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 OPSETS = range(11, 26)
 DEFAULT_OPSET = 17
 DYNAMO_MIN_OPSET = 17
+STRATEGIES = ("trace", "dynamo", "transformers")
+"""Ways of capture, cheapest first; all but the first need :data:`DYNAMO_MIN_OPSET`."""
 SDPA_MIN_OPSET = 14
 BF16_MIN_OPSET = 13
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -116,10 +118,11 @@ class OnnxExporter(Exporter[OnnxOptions]):
                 allowed=f"{lowest} to {highest}",
                 hint=f"--opset {max(lowest, min(opset, highest))}",
             )
-        if options.strategy == "dynamo" and opset < DYNAMO_MIN_OPSET:
+        if options.strategy in STRATEGIES[1:] and opset < DYNAMO_MIN_OPSET:
             raise UsageError(
-                f"strategy dynamo cannot write opset {opset}; torch would write 18 instead",
-                allowed=f"{DYNAMO_MIN_OPSET} to {highest} with dynamo, any with trace",
+                f"strategy {options.strategy} cannot write opset {opset}; torch would write 18 "
+                "instead",
+                allowed=f"{DYNAMO_MIN_OPSET} to {highest} with it, any with trace",
                 hint="--strategy trace, or --opset auto",
             )
         if options.dtype == "bf16" and opset < BF16_MIN_OPSET:
@@ -187,7 +190,7 @@ class OnnxExporter(Exporter[OnnxOptions]):
     def strategies(self, options: OnnxOptions) -> tuple[str, ...]:
         if options.strategy != "auto":
             return (options.strategy,)
-        return ("trace", "dynamo") if chosen_opset(options) >= DYNAMO_MIN_OPSET else ("trace",)
+        return STRATEGIES if chosen_opset(options) >= DYNAMO_MIN_OPSET else STRATEGIES[:1]
 
     def attention(self, options: OnnxOptions) -> Attention:
         # Scaled dot-product attention has no translation below opset 14.
@@ -202,14 +205,16 @@ class OnnxExporter(Exporter[OnnxOptions]):
         strategy: str,
     ) -> None:
         from ..artifacts import onnx_files
-        from . import _onnx_capture
+        from . import _onnx_capture, _onnx_opsets
 
-        capture = {"trace": _onnx_capture.by_trace, "dynamo": _onnx_capture.by_dynamo}[strategy]
+        capture = {"trace": _onnx_capture.by_trace, "dynamo": _onnx_capture.by_dynamo,
+                   "transformers": _onnx_capture.by_transformers}[strategy]
         graphs = {}
         for file, part in _graphs(model).items():
             graph = capture(part, chosen_opset(options))
             _require_dynamic(graph, part.spec)
             _bind_weights(graph, part)
+            _onnx_opsets.clip_integers(graph, chosen_opset(options))
             _tidy(graph, part.spec)
             graphs[file] = graph
         onnx_files.save_all(graphs, out, metadata=_metadata(model, options))

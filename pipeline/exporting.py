@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import artifacts, errors, exporters, transforms
+from ..checkpoints import known
 from ..checkpoints.model import IN_MEMORY
 from ..errors import (
     ClaimError,
@@ -77,6 +78,8 @@ def export(
         staging = stack.enter_context(artifacts.stage(output, force=force))
         notify(f"finding {request.model}")
         checkpoint = request.resolve()
+        if len(exporter.strategies(options)) > 1:  # with one, the user has chosen it
+            known.refuse(checkpoint, exporter.name)
         notify("reading the architecture")
         model = _load(checkpoint, exporter.attention(options))
         _require_fitting(exporter, model)

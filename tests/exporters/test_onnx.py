@@ -1,4 +1,4 @@
-"""The ONNX exporter: every opset, both strategies, and weights that are never loaded."""
+"""The ONNX exporter: every opset, every strategy, and weights that are never loaded."""
 
 from __future__ import annotations
 
@@ -40,12 +40,15 @@ def test_every_opset_is_written_read_back_and_right(
     assert report.accepted, "\n".join(r.reason for r in report.failures)
 
 
-@pytest.mark.parametrize("opset", [DYNAMO_MIN_OPSET, 21])
-def test_dynamo_is_right_too(opset: int, tiny: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("strategy", "opset"), [
+    ("dynamo", DYNAMO_MIN_OPSET), ("dynamo", 21), ("transformers", 18)])
+def test_the_dearer_strategies_are_right_too(
+    strategy: str, opset: int, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
     request = pipeline.ModelRequest(str(tiny("bert")))
-    options = OnnxOptions(opset=opset, strategy="dynamo")
+    options = OnnxOptions(opset=opset, strategy=strategy)
     artifact = pipeline.export("onnx", request, tmp_path / "out", options, validate=False)
-    assert artifact.manifest.facts["strategy"] == "dynamo"
+    assert artifact.manifest.facts["strategy"] == strategy
     report = pipeline.validate_artifact(tmp_path / "out")
     assert report.accepted, "\n".join(r.reason for r in report.failures)
 
@@ -106,7 +109,7 @@ def test_an_opset_out_of_range_is_refused_with_the_range(opset: int) -> None:
 
 def test_dynamo_is_not_tried_where_torch_would_write_another_opset() -> None:
     assert EXPORTER.strategies(OnnxOptions(opset=14)) == ("trace",)
-    assert EXPORTER.strategies(OnnxOptions(opset=17)) == ("trace", "dynamo")
+    assert EXPORTER.strategies(OnnxOptions(opset=17)) == ("trace", "dynamo", "transformers")
     with pytest.raises(UsageError, match="--strategy trace"):
         EXPORTER.check(OnnxOptions(opset=14, strategy="dynamo"))
 

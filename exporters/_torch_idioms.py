@@ -1,0 +1,164 @@
+"""Idioms that a trace would freeze at the example's size, expressed so that it follows them.
+
+No architecture is named: an idiom is a way of writing Python or of calling an operator. Whatever
+does not match is run as it was.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+_range, _list, _len = range, list, len
+
+
+@contextmanager
+def followed(module: torch.nn.Module) -> Iterator[None]:
+    """Trace ``module`` with these idioms expressed by operators that follow its sizes."""
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(torch.Tensor, "as_strided", _as_strided))
+        for home in _homes(module):
+            for name, value in (("range", _counted), ("list", _List), ("len", _length)):
+                stack.enter_context(_replaced(home, name, value))
+        yield
+
+
+def _homes(module: torch.nn.Module) -> list[Any]:
+    """The modules of Python that the parts of a module are written in."""
+    names = {type(part).__module__ for part in module.modules()}
+    return [sys.modules[name] for name in sorted(names)
+            if name in sys.modules and name.split(".")[0] not in ("torch", __name__.split(".")[0])]
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    own = vars(owner)
+    had, before = name in own, own.get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if had:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+_strided = torch.Tensor.as_strided
+
+
+def _as_strided(
+    tensor: torch.Tensor, size: Any, stride: Any, storage_offset: Any = None
+) -> torch.Tensor:
+    """Overlapping windows along one axis, as slices side by side.
+
+    A trace keeps the strides as numbers, and they depend on the sizes.
+    """
+    found = None if storage_offset else _windows(
+        tensor, [int(s) for s in size], [int(s) for s in stride])
+    if found is None:
+        return _strided(tensor, size, stride, storage_offset)
+    shape = _list(tensor.shape)
+    shape[found.axis: found.axis + found.merged] = [-1, found.step]
+    pieces = tensor.reshape(shape)
+    count = pieces.shape[found.axis] - (found.parts - 1)
+    return torch.cat([pieces.narrow(found.axis, i, count) for i in range(found.parts)],
+                     dim=found.axis + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Windows:
+    """Windows of ``parts * step`` elements, one each ``step``, along an axis.
+
+    Attributes:
+        merged: 2 where the tensor has that axis cut in two already, else 1.
+    """
+
+    axis: int
+    step: int
+    parts: int
+    merged: int
+
+
+def _windows(tensor: torch.Tensor, size: list[int], stride: list[int]) -> _Windows | None:
+    """The windows that ``as_strided`` cuts here, where that is all it does."""
+    shape, own = [int(s) for s in tensor.shape], _list(tensor.stride())
+    merged = len(shape) - len(size) + 2
+    if merged not in (1, 2):
+        return None
+    for axis in range(len(size) - 1):
+        end = axis + merged
+        length, base = prod(shape[axis:end]), own[end - 1]
+        if (size[:axis], stride[:axis]) != (shape[:axis], own[:axis]) or (
+                size[axis + 2:], stride[axis + 2:]) != (shape[end:], own[end:]):
+            continue
+        step = stride[axis] // base if base else 0
+        even = merged == 1 or own[axis] == shape[axis + 1] * base
+        if not even or stride[axis + 1] != base or step < 1 or stride[axis] != step * base:
+            continue
+        parts = size[axis + 1] // step
+        whole = length % step == 0 and size[axis + 1] == parts * step
+        if whole and parts > 1 and size[axis] == length // step - parts + 1:
+            return _Windows(axis, step, parts, merged)
+    return None
+
+
+class _Positions:
+    """``list(range(n))`` of an ``n`` that the trace follows; slices and sums of it, too."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self.tensor[index]
+        return _Positions(found) if isinstance(index, slice) else found
+
+    def __add__(self, other: Any) -> Any:
+        return _Positions(torch.cat([self.tensor, _tensor(other)]))
+
+    def __radd__(self, other: Any) -> Any:
+        return _Positions(torch.cat([_tensor(other), self.tensor]))
+
+    def __len__(self) -> int:
+        return int(self.tensor.shape[0])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.tensor.tolist())
+
+    def __reversed__(self) -> Iterator[int]:
+        return reversed(self.tensor.tolist())
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    return values.tensor if isinstance(values, _Positions) else torch.tensor(_list(values))
+
+
+def _counted(*bounds: Any) -> Any:
+    """``range``, of bounds that may be traced."""
+    if torch.jit.is_tracing() and any(isinstance(b, torch.Tensor) for b in bounds):
+        return _Positions(torch.arange(*bounds))
+    return _range(*bounds)
+
+
+def _length(value: Any) -> Any:
+    """``len``, traced for positions."""
+    return value.tensor.shape[0] if isinstance(value, _Positions) else _len(value)
+
+
+class _ListType(type):
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, builtins.list)
+
+
+class _List(builtins.list, metaclass=_ListType):  # type: ignore[type-arg]
+    """``list``, which leaves positions as they are."""
+
+    def __new__(cls, values: Any = ()) -> Any:
+        return values if isinstance(values, _Positions) else _list(values)

@@ -1,0 +1,57 @@
+"""Tiny configs from config classes: small, of the same kind, and able to run."""
+
+from __future__ import annotations
+
+import pytest
+import transformers
+from shrink import EXCEPTIONS, VOCABULARY, tiny
+
+
+def shrunk(model_type: str, **options: bool) -> transformers.PreTrainedConfig:
+    return tiny(transformers.CONFIG_MAPPING[model_type](), model_type, **options)
+
+
+def parameters(model_type: str, auto: str = "AutoModel") -> int:
+    model = getattr(transformers, auto).from_config(shrunk(model_type))
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "gpt2", "t5", "vit", "wav2vec2",
+                                        "resnet", "clip", "qwen3", "gemma2"])
+def test_a_model_of_it_is_tiny(model_type: str) -> None:
+    assert parameters(model_type) < 1_000_000
+
+
+def test_widths_keep_their_proportions() -> None:
+    config = shrunk("bert")
+    assert config.intermediate_size == 4 * config.hidden_size
+    assert config.hidden_size % config.num_attention_heads == 0
+
+
+def test_parts_are_shrunk_too() -> None:
+    config = shrunk("clip")
+    assert config.text_config.hidden_size < 64
+    assert config.vision_config.image_size == 3 * config.vision_config.patch_size
+
+
+def test_every_kind_of_layer_is_kept() -> None:
+    config = shrunk("gemma2")
+    assert set(config.layer_types) == {"sliding_attention", "full_attention"}
+    assert len(config.layer_types) == config.num_hidden_layers
+
+
+def test_special_tokens_stay_inside_the_vocabulary() -> None:
+    config = shrunk("qwen2")
+    assert config.vocab_size == VOCABULARY
+    given = [config.bos_token_id, config.eos_token_id]
+    assert all(token is None or token < VOCABULARY for token in given)
+
+
+def test_the_gentle_way_leaves_widths() -> None:
+    config = shrunk("bert", gentle=True)
+    assert config.hidden_size == 768
+    assert config.num_hidden_layers == 2
+
+
+def test_exceptions_come_last() -> None:
+    assert shrunk("longformer").attention_window == EXCEPTIONS["longformer"]["attention_window"]

@@ -1,0 +1,86 @@
+"""Idioms that a trace freezes follow the input instead, and everything else is left alone."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from modelport.exporters._torch_idioms import followed
+
+
+class HalfOverlapping(torch.nn.Module):
+    """Chunks of four, each half over the next, out of a view that is cut in chunks."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chunks = x.view(x.size(0), torch.div(x.size(1), 4, rounding_mode="trunc"), 4, x.size(2))
+        size, stride = list(chunks.size()), list(chunks.stride())
+        size[1] = size[1] * 2 - 1
+        stride[1] = stride[1] // 2
+        return chunks.as_strided(size=size, stride=stride)
+
+
+class Thirds(torch.nn.Module):
+    """Windows of six, one every two, out of an axis that is whole."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, width = x.stride()
+        count = torch.div(x.size(1), 2, rounding_mode="trunc") - 2
+        return x.as_strided(size=(x.size(0), count, 6, x.size(2)),
+                            stride=(batch, 2 * length, length, width))
+
+
+class Positions(torch.nn.Module):
+    """A list of positions, sliced, extended and counted in Python."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        every = list(range(x.size(1)))
+        first = [-1]
+        some = first + every[1:-1][::2]
+        steps = torch.arange(some[0] + 2 * len(some), every[-1] - 1, -1)
+        assert isinstance([1], list)
+        return x.sum(1, keepdim=True) + steps[None, :, None]
+
+
+class Looping(torch.nn.Module):
+    """A loop over a fixed number of columns, which stays what it is."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return sum((x[:, i] * i for i in reversed(range(3))), torch.zeros(()))
+
+
+def exported(module: torch.nn.Module, example: torch.Tensor) -> onnxruntime.InferenceSession:
+    file = io.BytesIO()
+    with followed(module):
+        torch.onnx.export(module.eval(), (example,), file, input_names=["x"],
+                          output_names=["y"], dynamic_axes={"x": {0: "b", 1: "n"}}, dynamo=False,
+                          opset_version=13)
+    return onnxruntime.InferenceSession(file.getvalue())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("module", [HalfOverlapping(), Thirds(), Positions(), Looping()],
+                         ids=lambda m: type(m).__name__)
+def test_right_at_sizes_never_traced(module: torch.nn.Module) -> None:
+    session = exported(module, torch.randn(2, 8, 3))
+    for shape in ((2, 8, 3), (1, 12, 3), (3, 20, 3)):
+        x = np.random.default_rng(0).standard_normal(shape, np.float32)
+        expected = module(torch.from_numpy(x)).numpy()
+        found = session.run(None, {"x": x})[0]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_other_strides_are_left_to_torch() -> None:
+    x = torch.arange(12.0).reshape(3, 4)
+    with followed(HalfOverlapping()):
+        assert torch.equal(x.as_strided((2, 2), (1, 4)), torch.tensor([[0.0, 4.0], [1.0, 5.0]]))
+
+
+def test_python_is_put_back() -> None:
+    before = torch.Tensor.as_strided
+    with pytest.raises(ZeroDivisionError), followed(Positions()):
+        raise ZeroDivisionError
+    assert torch.Tensor.as_strided is before
+    assert "range" not in globals()
