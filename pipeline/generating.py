@@ -65,6 +65,7 @@ class _Speaker:
 
     Attributes:
         config: its generation config.
+        dtype: torch's, of the features of a recording; None takes them as they are drawn.
     """
 
     generate: Callable[..., Any]
@@ -72,6 +73,7 @@ class _Speaker:
     device: str
     place: Placement
     close: Callable[[], None]
+    dtype: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,9 @@ class _Generating(Session):
 
         prompt = {t.name: torch.from_numpy(feeds[t.name]).to(self._speaker.device)
                   for t in self.spec.inputs if t.name != CONTINUATION}
+        if self._speaker.dtype is not None:
+            prompt = {name: value.to(self._speaker.dtype) if value.is_floating_point() else value
+                      for name, value in prompt.items()}
         with torch.inference_mode():
             return self._speaker.generate(
                 **prompt, pad_token_id=self._pad, return_dict_in_generate=True,
@@ -297,7 +302,8 @@ def _source(
     """The unpatched source."""
     model: Any = whole(checkpoint, dtype, rounded_to).module.to(device)
     place = Placement(device, ("torch",))
-    speaker = _Speaker(model.generate, model.generation_config, device, place, lambda: None)
+    speaker = _Speaker(model.generate, model.generation_config, device, place, lambda: None,
+                       model.dtype)
     return kind(given[0], speaker, *given[1:])
 
 

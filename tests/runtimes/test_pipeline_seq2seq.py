@@ -123,6 +123,35 @@ def test_streaming_and_stopping_are_the_librarys(opened: Opened) -> None:
     assert late.shape[1] == 2
 
 
+def test_text_in_and_text_out(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    import shutil
+
+    from modelport.predict import generated
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    source = tmp_path / "source"
+    shutil.copytree(tiny("t5", "text2text-generation", initializer_factor=4.0), source)
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(99)}, unk_token="w2"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1",
+                            unk_token="w2").save_pretrained(source)
+    pipeline.export("onnx", pipeline.ModelRequest(str(source)), tmp_path / "out", validate=False)
+    reference = checkpoints.load_reference(checkpoints.resolve(str(source))).module
+    wanted = reference.generate(torch.tensor([[7, 8, 9]]), max_new_tokens=6, do_sample=False)
+    with load_pipeline(tmp_path / "out", threads=1) as made:
+        answer = generated(made, "w7 w8 w9", {"max_new_tokens": 6, "do_sample": False}, seed=0,
+                           audio=tmp_path / "none.wav")
+        uneven = made.prompt(["w7 w8 w9", "w5"])
+        assert uneven["input_ids"].tolist() == [[7, 8, 9], [5, 0, 0]]
+        assert uneven["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+        with pytest.raises(UsageError, match=r"input_ids has shape \[1, 0\]"):
+            made.generate(**made.prompt([""]))
+    said = [f"w{i}" for i in wanted[0].tolist() if i > 1]  # those that end and fill are not said
+    assert answer["answer"].split() == said
+    assert said
+
+
 class TestSpeech:
     """Whisper's own ``generate``: languages, tasks, timestamps, recordings of any length."""
 
