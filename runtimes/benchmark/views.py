@@ -54,9 +54,12 @@ class Table:
 
 def tables(report: RunReport) -> tuple[Table, ...]:
     """Everything a report shows as tables, in reading order: the answer first."""
-    found = [Table("Recommendations", ("workload", "objective", "use", "figure", "not told apart",
-                                       "note"),
-                   tuple(map(_advice, report.recommendations)))]
+    found = []
+    if report.recommendations:
+        found.append(Table(
+            "Recommendations",
+            ("workload", "objective", "use", "figure", "not told apart", "note"),
+            tuple(map(_advice, report.recommendations))))
     for workload in dict.fromkeys(r.workload for r in report.rows):
         rows = [r for r in report.rows if r.workload == workload]
         corpus = rows[0].cell.batching is not None
@@ -88,6 +91,8 @@ def footnotes(report: RunReport) -> tuple[str, ...]:
                      "(same artifact measured twice)")
     lines.append(f"p50: geometric mean of the medians of {report.rounds} processes; ± is the 95 % "
                  "interval over processes; percentiles are of the pooled samples")
+    lines += [f"{line.cell.label()}: INVALID: {_why(line.load)}"
+              for line in report.loads if line.load and not line.load.valid]
     if report.corpus:
         lines.append(f"corpus: {report.corpus}; time per sentence is that of the pass over their "
                      "number, a sentence's latency that of the batch it was in")
@@ -256,9 +261,14 @@ def _load(line: Loaded) -> tuple[str, ...]:
     name = (cell.subject, line.runtime or cell.runtime or "auto", cell.device + threads)
     if load is None:
         return (*name, cell.traffic.scenario, line.status, "", line.detail, line.parity)
-    why = "" if load.valid else " ".join(filter(None, (load.reason, load.early_stopping)))
     return (*name, cell.traffic.scenario, "VALID" if load.valid else "INVALID",
-            _delivered(cell.traffic.scenario, load), " ".join(why.split()), line.parity)
+            _delivered(cell.traffic.scenario, load), _why(load), line.parity)
+
+
+def _why(load: Load) -> str:
+    """Why a run is INVALID, in the load generator's words."""
+    words = "" if load.valid else f"{load.reason} {load.early_stopping}"
+    return " ".join(words.split())
 
 
 def _delivered(scenario: str, load: Load) -> str:

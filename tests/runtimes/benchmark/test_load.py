@@ -17,7 +17,7 @@ from modelport.runtimes.benchmark.feeds import draw
 from modelport.runtimes.benchmark.records import CellResult, Traffic, cell_from
 from modelport.runtimes.benchmark.summary import run_sweep, summarise
 from modelport.runtimes.benchmark.sweep import plan, run_job
-from modelport.runtimes.benchmark.views import tables
+from modelport.runtimes.benchmark.views import footnotes, tables
 
 real = pytest.mark.skipif(
     importlib.util.find_spec("mlperf_loadgen") is None,
@@ -89,6 +89,7 @@ def test_a_run_is_shown_with_its_verdict(tmp_path):
     assert shown["SingleStream"][6] == ""
     assert shown["Server"][4] == "INVALID"
     assert "latency" in shown["Server"][6]
+    assert any("Server: INVALID: " in line and "latency" in line for line in footnotes(report))
     assert report.rows == ()
     assert report.corpus == "built-in, 50 sentences"
 
