@@ -79,7 +79,7 @@ class Facts:
             channels=_number(config, "num_channels") or 3,
             image_size=_image_size(config, processor),
             sampling_rate=int(processor.get("sampling_rate") or 16_000),
-            min_samples=_min_samples(config),
+            min_samples=_min_samples(config, pooled=hasattr(model, "tdnn")),
             mel_bins=mel_bins,
             frames=_number(config, "max_length") if mel_bins else 0,
             feature_size=(_number(config, "input_feat_per_channel", "feature_size", "input_dim")
@@ -144,13 +144,20 @@ def _image_size(config: Any, processor: dict[str, Any]) -> tuple[int, int]:
     return 224, 224
 
 
-def _min_samples(config: Any) -> int:
-    """Receptive field of the stack of convolutions that turns samples into frames."""
+def _min_samples(config: Any, *, pooled: bool) -> int:
+    """Receptive field of the stack of convolutions that turns samples into frames.
+
+    Args:
+        pooled: whether dilated convolutions over the frames follow.
+    """
     kernels = getattr(config, "conv_kernel", None)
     strides = getattr(config, "conv_stride", None)
     if not kernels or not strides:
         return 1600
     need = 2  # frames: a stack that yields one is traced as if it always did
+    if pooled:
+        need += sum((kernel - 1) * dilation for kernel, dilation in zip(
+            config.tdnn_kernel, config.tdnn_dilation, strict=True))
     for kernel, stride in zip(reversed(list(kernels)), reversed(list(strides)), strict=True):
         need = (need - 1) * stride + kernel
     return int(need)

@@ -130,10 +130,13 @@ class _Positions:
         return int(self.tensor.shape[0])
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.tensor.tolist())
+        return iter(self._now())
 
     def __reversed__(self) -> Iterator[int]:
-        return reversed(self.tensor.tolist())
+        return reversed(self._now())
+
+    def _now(self) -> list[int]:
+        return [int(value) for value in self.tensor]
 
 
 def _tensor(values: Any) -> torch.Tensor:
@@ -142,7 +145,7 @@ def _tensor(values: Any) -> torch.Tensor:
 
 def _counted(*bounds: Any) -> Any:
     """``range``, of bounds that may be traced."""
-    if torch.jit.is_tracing() and any(isinstance(b, torch.Tensor) for b in bounds):
+    if torch._C._is_tracing() and any(isinstance(b, torch.Tensor) for b in bounds):
         return _Positions(torch.arange(*bounds))
     return _range(*bounds)
 

@@ -129,7 +129,7 @@ def build(pair: Pair, root: Path) -> tuple[Path, str]:
     first: Exception | None = None
     for gentle in (False, True):
         try:
-            config = tiny(cls.config_class(), pair.model_type, gentle=gentle)
+            config = tiny(cls.config_class(), pair.model_type, pair.task, gentle=gentle)
             with torch.device("meta"):
                 count = sum(p.numel() for p in cls._from_config(config).parameters())
             if count > LARGEST:

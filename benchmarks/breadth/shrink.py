@@ -15,7 +15,8 @@ from typing import Any
 
 EXCEPTIONS: Mapping[str, Mapping[str, Any]] = json.loads(
     (Path(__file__).parent / "exceptions.json").read_text("utf-8"))
-"""Fields by model type, dotted where they belong to a part, over what the shrinker makes."""
+"""Fields by model type, or by model type and task, dotted where they belong to a part; they go
+over what the shrinker makes."""
 
 WIDTH, HEADS, HEAD, VOCABULARY, POSITIONS, LAYERS, EXPERTS = 32, 4, 8, 128, 64, 2, 4
 MAX_LAYERS = 6
@@ -51,21 +52,22 @@ _POSITIONS = re.compile(
 _TOKEN = re.compile(r"^(\w+_)?token_(id|index)$|^(image|video|audio|bos|eos|pad)_token$")
 
 
-def tiny(config: Any, model_type: str, *, gentle: bool = False) -> Any:
+def tiny(config: Any, model_type: str, task: str = "", *, gentle: bool = False) -> Any:
     """A config of the same class with small sizes.
 
     Args:
         config: with its class's defaults.
-        model_type: looked up among the exceptions.
+        model_type, task: looked up among the exceptions.
         gentle: leave widths and heads as they are, where small ones do not fit together.
     """
     fields = config.to_dict()
     _shrink(fields, gentle)
-    for path, value in EXCEPTIONS.get(model_type, {}).items():
-        _set(fields, path.split("."), value)
     for name in ("out_features", "out_indices", "stage_names",  # follow the layers
                  "transformers_version", "model_type", "architectures", "dtype", "torch_dtype"):
         fields.pop(name, None)
+    for key in (model_type, f"{model_type} {task}"):
+        for path, value in EXCEPTIONS.get(key, {}).items():
+            _set(fields, path.split("."), value)
     return type(config)(**fields)
 
 
@@ -88,6 +90,9 @@ def _shrink(fields: dict[str, Any], gentle: bool) -> None:
         fields[name] = _field(name, value, ids)
         if not gentle and fields[name] is value:
             fields[name] = _width(name, value, hidden, heads)
+    staged = next((v for n, v in fields.items() if n == "num_heads" and isinstance(v, list)), [])
+    if not gentle and staged and "embed_dim" in fields:  # stages double both
+        fields["embed_dim"] = HEAD * staged[0]
     _shrink_image(fields)
 
 
