@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BackendUnavailable, UsageError
@@ -54,9 +55,11 @@ class TorchCompileSession(TorchSession):
         import torch
 
         super().__init__(model, device, options["threads"])
-        self._compiled = torch.compile(
-            self._module, mode=options["mode"], dynamic=options["dynamic"]
-        )
+        with warnings.catch_warnings():  # the compiler's own modules, when they are first imported
+            warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated")
+            self._compiled = torch.compile(
+                self._module, mode=options["mode"], dynamic=options["dynamic"]
+            )
 
     def close(self) -> None:
         super().close()
