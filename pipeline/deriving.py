@@ -135,7 +135,7 @@ def _kept_within_budget(
     if transform.measures:
         texts = settings.pop("texts", None)
         settings["samples"] = samples(model, Path(texts) if texts else None)
-    file = parent.graph or onnx_files.MODEL
+    file = parent.graph or "model.onnx"
     kept = 0
     while True:
         result = transform.apply(

@@ -63,8 +63,9 @@ def _optimised_without_matrices(model: ir.Model) -> tuple[ir.Model, str]:
     """
     import onnx_ir as ir
 
-    vectors = {v: v.const_value for v in model.graph.initializers.values()
-               if _graph.is_stored(v.const_value) and len(v.const_value.shape) < 2}
+    vectors = {v: tensor for v in model.graph.initializers.values()
+               if (tensor := v.const_value) is not None and _graph.is_stored(tensor)
+               and len(tensor.shape) < 2}
     for value, tensor in vectors.items():
         value.const_value = ir.tensor(tensor.numpy(), name=value.name)
     try:
