@@ -65,7 +65,7 @@ def load(
         from . import custom
 
         return custom.load(checkpoint, dtype)
-    with _quiet():
+    with quiet():
         target = _target(checkpoint)
         tensors: Mapping[str, TensorRef] = checkpoint.tensors
         try:
@@ -105,7 +105,7 @@ def load_reference(
         return custom.load_reference(checkpoint, dtype)
     import torch
 
-    with _quiet():
+    with quiet():
         target = _target(checkpoint)
         model, info = _from_pretrained(checkpoint, target, attention, target.init)
         if _only_pooler(info["missing_keys"], target.cls):
@@ -232,7 +232,7 @@ def _supported(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and load reports off stderr; problems become errors here."""
     lean.preload()
     from transformers.utils import logging

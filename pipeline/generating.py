@@ -153,12 +153,14 @@ class _Generating(Session):
     def _call(self, feeds: Mapping[str, np.ndarray], **settings: Any) -> Any:
         import torch
 
+        from ..checkpoints.loader import quiet
+
         prompt = {t.name: torch.from_numpy(feeds[t.name]).to(self._speaker.device)
                   for t in self.spec.inputs if t.name != CONTINUATION}
         if self._speaker.dtype is not None:
             prompt = {name: value.to(self._speaker.dtype) if value.is_floating_point() else value
                       for name, value in prompt.items()}
-        with torch.inference_mode():
+        with torch.inference_mode(), quiet():
             return self._speaker.generate(
                 **prompt, pad_token_id=self._pad, return_dict_in_generate=True,
                 output_logits=True, **settings)
