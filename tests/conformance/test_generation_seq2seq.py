@@ -13,11 +13,12 @@ FAMILIES = {
     "whisper": "automatic-speech-recognition",
 }
 OPTIONS = {
-    **{kind: {"init_std": 0.4} for kind in FAMILIES},
-    **{kind: {"initializer_factor": 4.0, "num_decoder_layers": 2} for kind in ("t5", "mt5")},
+    **{kind: {"init_std": 0.4} for kind in FAMILIES if "t5" not in kind},
+    "mt5": {"num_decoder_layers": 2},
 }
-"""Wide enough that prompts matter to the answers. The library's own cache has as many layers as
-the encoder: where the decoder has more, its generate fails."""
+"""Wide enough that prompts matter to the answers; T5, whose scores are not scaled, is so by itself
+and would only lose precision. The library's own cache has as many layers as the encoder: where the
+decoder has more, its generate fails."""
 
 SMALL = pipeline.Limits(
     sizes={"batch": (3,), "sequence": (1, 17), "past": (0, 7), "source": (1, 9)})
@@ -28,7 +29,7 @@ def test_an_encoder_and_its_decoder_are_proven(
     kind: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    source = tiny(kind, FAMILIES[kind], **OPTIONS[kind])
+    source = tiny(kind, FAMILIES[kind], **OPTIONS.get(kind, {}))
     artifact = pipeline.export("onnx", pipeline.ModelRequest(str(source)), out, validate=False)
     assert artifacts.verify(out) == artifact
     assert set(artifact.manifest.components) == {"encoder", "cross", "decoder"}
