@@ -24,6 +24,8 @@ def followed(module: torch.nn.Module) -> Iterator[None]:
     """Trace ``module`` with these idioms expressed by operators that follow its sizes."""
     with ExitStack() as stack:
         stack.enter_context(_replaced(torch.Tensor, "as_strided", _as_strided))
+        stack.enter_context(_replaced(torch, "diff", _diff))
+        stack.enter_context(_replaced(torch.Tensor, "diff", _diff))
         for home in _homes(module):
             for name, value in (("range", _counted), ("list", _List), ("len", _length)):
                 stack.enter_context(_replaced(home, name, value))
@@ -108,6 +110,25 @@ def _windows(tensor: torch.Tensor, size: list[int], stride: list[int]) -> _Windo
         if whole and parts > 1 and size[axis] == length // step - parts + 1:
             return _Windows(axis, step, parts, merged)
     return None
+
+
+_torch_diff = torch.diff
+
+
+def _diff(
+    input: torch.Tensor,  # noqa: A002 - torch's name for it
+    n: int = 1,
+    dim: int = -1,
+    prepend: torch.Tensor | None = None,
+    append: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """First differences as a subtraction of slices, which every opset has."""
+    if n != 1 or input.dtype == torch.bool:
+        return _torch_diff(input, n, dim, prepend, append)
+    parts = [part for part in (prepend, input, append) if part is not None]
+    whole = torch.cat(parts, dim=dim) if _len(parts) > 1 else input
+    count = whole.shape[dim] - 1
+    return whole.narrow(dim, 1, count) - whole.narrow(dim, 0, count)
 
 
 class _Positions:

@@ -105,10 +105,14 @@ def _chosen(
 
 
 def records(file: Path) -> dict[tuple[str, str], Record]:
-    """The last record of each pair."""
-    if not file.is_file():
+    """The last record of each pair; a clone starts from those that were committed."""
+    if file.is_file():
+        values = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    elif file == STATE and page.RESULTS.is_file():
+        values = json.loads(page.RESULTS.read_text("utf-8"))["records"]
+    else:
         return {}
-    made = [Record.of(json.loads(line)) for line in file.read_text("utf-8").splitlines()]
+    made = [Record.of(value) for value in values]
     return {(r.model_type, r.task): r for r in made}
 
 

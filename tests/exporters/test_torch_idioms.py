@@ -44,6 +44,13 @@ class Positions(torch.nn.Module):
         return x.sum(1, keepdim=True) + steps[None, :, None]
 
 
+class Steps(torch.nn.Module):
+    """First differences, with something put before them and without."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.diff(x, prepend=x[:, :1] * 2, dim=1)[:, 1:] + x.diff(dim=1)
+
+
 class Looping(torch.nn.Module):
     """A loop over a fixed number of columns, which stays what it is."""
 
@@ -61,7 +68,7 @@ def exported(module: torch.nn.Module, example: torch.Tensor) -> onnxruntime.Infe
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("module", [HalfOverlapping(), Thirds(), Positions(), Looping()],
+@pytest.mark.parametrize("module", [HalfOverlapping(), Thirds(), Positions(), Steps(), Looping()],
                          ids=lambda m: type(m).__name__)
 def test_right_at_sizes_never_traced(module: torch.nn.Module) -> None:
     session = exported(module, torch.randn(2, 8, 3))
