@@ -96,11 +96,9 @@ _MASKED = ("bert", "camembert", "roberta", "xlm-roberta", "distilbert", "albert"
 TASKS: Mapping[str, str] = {
     **dict.fromkeys(_MASKED, "fill-mask"), "vit": "image-classification",
     "resnet": "image-classification", "wav2vec2": "audio-classification",
-    **dict.fromkeys(("gpt_neox", "opt", "llama", "qwen2", "qwen3", "mistral", "gemma", "phi"),
-                    "text-generation"),
     "gpt2": "feature-extraction", "t5": "feature-extraction",
 }
-"""A task for each kind: what a single forward pass performs, or the steps of a decoder."""
+"""A task for each kind that a single forward pass performs."""
 
 
 def build(
