@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from .. import generation
+from .. import bark
+from ..bark import Optimisations, Setting
 from ..errors import ModelportError, ParityError
-from ..generation import Optimisations, Setting
 from ..runtimes import benchmark
 from ..runtimes.benchmark import calls
 from ..runtimes.benchmark.records import Cell, digest, write_json
@@ -50,7 +50,7 @@ class Proof:
 
     name: str
     verdict: str
-    found: generation.Agreement | None = None
+    found: bark.Agreement | None = None
     why: str = ""
 
 
@@ -79,9 +79,9 @@ class Plan:
         """The article's setting on a GPU; on a CPU what ten minutes allow, weights from a seed."""
         if device == "cpu":
             model = ModelRequest("suno/bark-small", task=TASK, weights="random")
-            return replace(cls(model, device, generation.SHORT, samples=3, rounds=3), **changes)
+            return replace(cls(model, device, bark.SHORT, samples=3, rounds=3), **changes)
         model = ModelRequest("suno/bark", task=TASK)
-        return replace(cls(model, device, generation.ARTICLE), **changes)
+        return replace(cls(model, device, bark.ARTICLE), **changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Report:
         for batch in self.plan.batches:
             rows = [row for row in self.run.rows if row.cell.batch == batch]
             named = {row.cell.subject: row for row in rows}
-            order = [o.name for o in generation.combinations(self.plan.device)]
+            order = [o.name for o in bark.combinations(self.plan.device)]
             ordered = [named[name] for name in order if name in named]
             made += [self._absolute(batch, ordered), self._relative(batch, ordered)]
         return tuple(made)
@@ -187,7 +187,7 @@ def combinations(plan: Plan, output: Path, *, notify: Notify = lambda _: None) -
     per_process = math.ceil(plan.samples / plan.rounds)
     request = benchmark.SweepRequest(
         tuple(_subject(plan, o, checkpoint.root, identity, verdicts.get(o.name, ""))
-              for o in generation.combinations(plan.device)),
+              for o in bark.combinations(plan.device)),
         output, batches=plan.batches, sequences=(plan.setting.new_tokens,),
         devices=(plan.device,), threads=(plan.threads,), rounds=plan.rounds,
         seed=plan.setting.seed, aa=plan.rounds >= 5, timeout=plan.timeout,
@@ -208,14 +208,14 @@ def _subject(
         options={**asdict(chosen), **asdict(plan.setting)}, parity=parity)
 
 
-def open_cell(cell: Cell) -> generation.Speaker:
+def open_cell(cell: Cell) -> bark.Speaker:
     """What a measured process opens."""
     chosen, setting = (
         kind(**{f.name: cell.options[f.name] for f in fields(kind)})
         for kind in (Optimisations, Setting))
     assert isinstance(chosen, Optimisations)
     assert isinstance(setting, Setting)
-    return generation.open_speaker(Path(cell.path), chosen, setting, device=cell.device)
+    return bark.open_speaker(Path(cell.path), chosen, setting, device=cell.device)
 
 
 def _memory(row: Row) -> int:
@@ -288,32 +288,32 @@ def prove(root: Path, setting: Setting, device: str) -> tuple[Proof, ...]:
     """Hold every combination, and batching, against the plain model, greedily, on a few tokens."""
     asked = replace(setting, new_tokens=min(setting.new_tokens, PROVEN_TOKENS), lengths="fixed",
                     sample=False)
-    recordings: dict[str, generation.Recording] = {}
+    recordings: dict[str, bark.Recording] = {}
 
     def recorded(
         chosen: Optimisations, numbers: Sequence[int] = PROMPTS,
-        along: generation.Recording | None = None,
-    ) -> generation.Recording:
-        with generation.open_speaker(root, chosen, asked, device=device) as speaker:
+        along: bark.Recording | None = None,
+    ) -> bark.Recording:
+        with bark.open_speaker(root, chosen, asked, device=device) as speaker:
             codes.append(int(speaker.model.generation_config.codebook_size))
-            return generation.record(speaker, numbers, along=along)
+            return bark.record(speaker, numbers, along=along)
 
     codes: list[int] = []
     plain = recorded(Optimisations())
     truth = recorded(Optimisations(precision="float64"), along=plain)
     proofs = []
-    for chosen in generation.combinations(device):
+    for chosen in bark.combinations(device):
         if reason := chosen.unavailable(device):
             proofs.append(Proof(chosen.name, "absent", why=reason))
             continue
         own = plain if chosen == Optimisations() else recorded(chosen, along=plain)
         if chosen == Optimisations(precision=chosen.precision):
             recordings[chosen.precision] = own
-        found = generation.compare(own, plain, recordings[chosen.precision], truth,
+        found = bark.compare(own, plain, recordings[chosen.precision], truth,
                                    codebook=codes[0])
         proofs.append(Proof(chosen.name, found.verdict(chosen.precision), found))
     alone = recorded(Optimisations(), PROMPTS[:1], plain.row(0))
-    found = generation.compare(alone, plain.row(0), plain.row(0), truth.row(0), codebook=codes[0])
+    found = bark.compare(alone, plain.row(0), plain.row(0), truth.row(0), codebook=codes[0])
     return (*proofs, Proof("alone against in a batch", found.verdict("float32"), found))
 
 

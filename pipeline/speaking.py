@@ -1,7 +1,7 @@
 """Parity of what Bark says, beyond its parts: every decision, the audio, voices and sampling.
 
 The source speaks some prompts; the artifact is led along the same path and asked at every step
-what it would have chosen (:mod:`..generation.parity`).
+what it would have chosen (:mod:`..bark.parity`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import generation, validate
+from .. import bark, validate
+from ..bark import Recording, Setting, Speaker
 from ..checkpoints.tasks import TASKS
-from ..generation import Recording, Setting, Speaker
 from .opening import open_pipeline
 from .references import whole
 
@@ -86,7 +86,7 @@ def judged(
 
 
 def _result(
-    case: _Case, found: generation.Agreement, precision: Dtype | None
+    case: _Case, found: bark.Agreement, precision: Dtype | None
 ) -> validate.Result:
     word = found.verdict(precision or "float32")
     reason = "" if word == "pass" else (
@@ -107,21 +107,21 @@ class _Sides:
     runtime: str | None
     device: str
 
-    def along(self, case: _Case) -> tuple[generation.Agreement, Recording]:
+    def along(self, case: _Case) -> tuple[bark.Agreement, Recording]:
         """The artifact on the source's path, and what the source said."""
         setting = self._setting(voice=case.voice)
         with self._source("float32", setting) as speaker:
-            plain = generation.record(speaker, case.prompts)
+            plain = bark.record(speaker, case.prompts)
             codebook = int(speaker.model.generation_config.codebook_size)
         with self._source("float64", setting) as speaker:
-            truth = generation.record(speaker, case.prompts, along=plain)
+            truth = bark.record(speaker, case.prompts, along=plain)
         floor = plain
         if self.precision is not None:
             with self._source(self.precision, setting) as speaker:
-                floor = generation.record(speaker, case.prompts, along=plain)
+                floor = bark.record(speaker, case.prompts, along=plain)
         with self._candidate(setting) as opened:
-            own = generation.record(opened, case.prompts, along=plain)
-        return generation.compare(own, plain, floor, truth, codebook=codebook), plain
+            own = bark.record(opened, case.prompts, along=plain)
+        return bark.compare(own, plain, floor, truth, codebook=codebook), plain
 
     def sampled(self, case: _Case) -> validate.Result:
         """Whether the same draws say the same, at least with one seed."""
@@ -145,7 +145,7 @@ class _Sides:
 
     def _source(self, dtype: Dtype, setting: Setting) -> Speaker:
         model: Any = whole(self.checkpoint, dtype, None).module.to(self.device)
-        model.generation_config = generation.complete(model.generation_config)
+        model.generation_config = bark.complete(model.generation_config)
         return self._speaker(model, setting)
 
     def _candidate(self, setting: Setting) -> _Opened:
@@ -154,7 +154,7 @@ class _Sides:
 
     def _speaker(self, model: Any, setting: Setting) -> Speaker:
         semantic, _, fine = (getattr(model.generation_config, name)
-                             for name in generation.SUB_CONFIGS)
+                             for name in bark.SUB_CONFIGS)
         room = int(model.semantic.config.block_size) - 1 - setting.new_tokens
         return Speaker(model, self.artifact.root, replace(
             setting,

@@ -26,7 +26,7 @@ LEVELS = {
     "checkpoints": 4,
     "transforms": 4,
     "validate": 5,
-    "generation": 5,
+    "bark": 5,
     "exporters": 6,
     "runtimes": 6,
     "predict": 7,

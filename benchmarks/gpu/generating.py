@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modelport import artifacts, generation, pipeline
+from modelport import artifacts, pipeline
+from modelport.bark import SHORT
 from modelport.exporters.onnx import OnnxOptions
 from modelport.pipeline import combinations
 from modelport.runtimes import benchmark
@@ -59,7 +60,7 @@ def bark(device: str, small: bool, work: Path) -> dict[str, Any]:
     request = pipeline.ModelRequest(name, task=combinations.TASK, weights="random")
     setting = replace(plan.setting, new_tokens=64)
     if small:
-        setting = replace(generation.SHORT, new_tokens=4, text_window=8, fine_window=32)
+        setting = replace(SHORT, new_tokens=4, text_window=8, fine_window=32)
     plan = replace(plan, model=request, setting=setting, rounds=1, samples=1 if small else 2,
                    batches=(1,) if small else (1, 8), prove=False)  # fmt: skip
     report = combinations.combinations(plan, work / "bark")

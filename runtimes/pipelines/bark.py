@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from ...bark import complete
 from ...checkpoints import tokenizer
 from ...checkpoints.parts.bark import (
     COARSE,
@@ -20,7 +21,6 @@ from ...checkpoints.parts.bark import (
 )
 from ...checkpoints.parts.cache import TOTAL
 from ...errors import UsageError
-from ...generation import complete
 from . import Pipeline, cache, hollow, required
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import tiny_bark
 from click.testing import CliRunner
-from modelport import cli, generation
+from modelport import bark, cli
+from modelport.bark import Optimisations, Setting
 from modelport.errors import ParityError
-from modelport.generation import Optimisations, Setting
 from modelport.pipeline import ModelRequest, combinations
 
 SETTING = Setting(new_tokens=4)
@@ -26,7 +26,7 @@ def test_tables_hold_what_was_measured(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = (Optimisations(), Optimisations("fused"), Optimisations(offload=True))
-    monkeypatch.setattr(generation, "combinations", lambda device: few)
+    monkeypatch.setattr(bark, "combinations", lambda device: few)
     plan = combinations.Plan(ModelRequest(str(root), task="text-to-audio"), setting=SETTING,
                              batches=(2,), samples=2, rounds=1, threads=1, prove=False)
     report = combinations.combinations(plan, tmp_path)
@@ -47,7 +47,7 @@ def test_tables_hold_what_was_measured(
     report.require_sound()
 
     # What was measured is kept; what was absent would be asked for again.
-    monkeypatch.setattr(generation, "combinations", lambda device: few[:2])
+    monkeypatch.setattr(bark, "combinations", lambda device: few[:2])
     monkeypatch.setattr(combinations.calls.sweep, "run_job",
                         lambda *_, **__: pytest.fail("measured again"))
     again = combinations.combinations(plan, tmp_path)
@@ -69,7 +69,7 @@ def test_every_combination_is_proven(root: Path) -> None:
 
 
 def test_a_combination_that_says_something_else_fails_the_run(root: Path) -> None:
-    wrong = generation.Agreement(10, 3, 3, 50.0, 10.0, 0.1, True)
+    wrong = bark.Agreement(10, 3, 3, 50.0, 10.0, 0.1, True)
     report = combinations.Report(
         combinations.Plan(ModelRequest(str(root))), None,  # type: ignore[arg-type]
         (combinations.Proof("fused attention", wrong.verdict("float32"), wrong),))

@@ -12,8 +12,8 @@ import pytest
 import tiny_bark
 import torch
 from modelport import load_pipeline, pipeline
+from modelport.bark import Optimisations, Setting, Speaker, open_speaker
 from modelport.errors import DigestMismatch, UsageError
-from modelport.generation import Optimisations, Setting, Speaker, open_speaker
 from modelport.pipeline import speaking
 
 SETTING = Setting(new_tokens=9)

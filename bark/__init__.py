@@ -1,6 +1,6 @@
 """Bark in torch: what makes it faster or smaller, what it is asked to say, and proof of both.
 
-    from modelport.generation import Optimisations, Setting, open_speaker
+    from modelport.bark import Optimisations, Setting, open_speaker
 
     speaker = open_speaker(root, Optimisations(attention="fused"), Setting(), device="cuda")
     audio = speaker.speak([0, 1])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tiny_bark
 import torch
-from modelport import generation
+from modelport import bark
+from modelport.bark import Optimisations, Setting, open_speaker
 from modelport.errors import BackendUnavailable, UsageError
-from modelport.generation import Optimisations, Setting, open_speaker
 
 PROMPTS = (0, 1, 2)
 SETTING = Setting(new_tokens=6)
@@ -22,25 +22,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bark.build(tmp_path_factory.mktemp("bark") / "model")
 
 
-def recorded(root: Path, along: Any = None, **chosen: Any) -> generation.Recording:
+def recorded(root: Path, along: Any = None, **chosen: Any) -> bark.Recording:
     with open_speaker(root, Optimisations(**chosen), SETTING, device="cpu") as speaker:
-        return generation.record(speaker, PROMPTS, along=along)
+        return bark.record(speaker, PROMPTS, along=along)
 
 
 @pytest.fixture(scope="module")
-def plain(root: Path) -> generation.Recording:
+def plain(root: Path) -> bark.Recording:
     return recorded(root)
 
 
 @pytest.fixture(scope="module")
-def truth(root: Path, plain: generation.Recording) -> generation.Recording:
+def truth(root: Path, plain: bark.Recording) -> bark.Recording:
     return recorded(root, plain, precision="float64")
 
 
 def test_fused_attention_says_the_same(
-    root: Path, plain: generation.Recording, truth: generation.Recording
+    root: Path, plain: bark.Recording, truth: bark.Recording
 ) -> None:
-    found = generation.compare(recorded(root, plain, attention="fused"), plain, plain, truth,
+    found = bark.compare(recorded(root, plain, attention="fused"), plain, plain, truth,
                                codebook=16)
     assert found.verdict("float32") == "pass"
     assert (found.flips, found.diverse) == (0, True)
@@ -51,10 +51,10 @@ def test_fused_attention_says_the_same(
 
 
 def test_half_precision_is_held_to_its_own_rounding(
-    root: Path, plain: generation.Recording, truth: generation.Recording
+    root: Path, plain: bark.Recording, truth: bark.Recording
 ) -> None:
     floor = recorded(root, plain, precision="bfloat16")
-    found = generation.compare(
+    found = bark.compare(
         recorded(root, plain, attention="fused", precision="bfloat16"), plain, floor, truth,
         codebook=16)
     assert found.verdict("bfloat16") == "pass"
@@ -64,7 +64,7 @@ def test_half_precision_is_held_to_its_own_rounding(
 
 @pytest.mark.parametrize("spoil", ["scale", "causal"])
 def test_a_wrong_attention_is_found(
-    root: Path, plain: generation.Recording, truth: generation.Recording, spoil: str,
+    root: Path, plain: bark.Recording, truth: bark.Recording, spoil: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     right = torch.nn.functional.scaled_dot_product_attention
@@ -77,29 +77,29 @@ def test_a_wrong_attention_is_found(
         return right(query, *rest, **named)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", wrong)
-    found = generation.compare(recorded(root, plain, attention="fused"), plain, plain, truth,
+    found = bark.compare(recorded(root, plain, attention="fused"), plain, plain, truth,
                                codebook=16)
     assert found.verdict("float32") == "fail"
     assert found.rho > 100
 
 
 def test_a_codec_that_sounds_otherwise_is_found(
-    plain: generation.Recording, truth: generation.Recording
+    plain: bark.Recording, truth: bark.Recording
 ) -> None:
     assert plain.audio is not None
-    other = generation.Recording(plain.inputs, plain.logits, plain.chosen, plain.codes,
+    other = bark.Recording(plain.inputs, plain.logits, plain.chosen, plain.codes,
                                  plain.audio * 1.001)
-    found = generation.compare(other, plain, plain, truth, codebook=16)
+    found = bark.compare(other, plain, plain, truth, codebook=16)
     assert (found.flips, found.verdict("float32")) == (0, "fail")
 
 
 def test_equal_audio_of_all_prompts_proves_nothing(
-    plain: generation.Recording, truth: generation.Recording
+    plain: bark.Recording, truth: bark.Recording
 ) -> None:
     assert plain.audio is not None
-    same = generation.Recording(plain.inputs, plain.logits, plain.chosen, plain.codes,
+    same = bark.Recording(plain.inputs, plain.logits, plain.chosen, plain.codes,
                                 np.repeat(plain.audio[:1], 3, axis=0))
-    found = generation.compare(same, same, same, truth, codebook=16)
+    found = bark.compare(same, same, same, truth, codebook=16)
     assert found.verdict("float32") == "suspect"
 
 
@@ -116,7 +116,7 @@ def test_fused_attention_with_a_past_and_a_mask(root: Path, past: int, mask: str
     keep[1, ..., 1] = False
     added = torch.where(keep, 0.0, torch.finfo(torch.float32).min)
     expected, _ = layer._attn(query, key, value, None if mask is None else added)
-    generation.fuse(own)
+    bark.fuse(own)
     given = {None: None, "added": added, "boolean": keep}[mask]
     found, _ = layer._attn(query, key, value, given)
     torch.testing.assert_close(found, expected)
@@ -124,7 +124,7 @@ def test_fused_attention_with_a_past_and_a_mask(root: Path, past: int, mask: str
 
 def test_only_bark_is_fused() -> None:
     with pytest.raises(UsageError, match="no attention that can be fused"):
-        generation.fuse(torch.nn.Linear(2, 2))
+        bark.fuse(torch.nn.Linear(2, 2))
 
 
 def test_offload_says_why_it_is_not_here(root: Path) -> None:
@@ -133,7 +133,7 @@ def test_offload_says_why_it_is_not_here(root: Path) -> None:
 
 
 def test_combinations_begin_with_nothing_and_hold_each_once() -> None:
-    found = generation.combinations("cuda")
+    found = bark.combinations("cuda")
     assert found[0].name == "no optimisation"
     assert len({o.name for o in found}) == len(found) == 10
     assert {o.precision for o in found} == {"float32", "float16"}
@@ -141,7 +141,7 @@ def test_combinations_begin_with_nothing_and_hold_each_once() -> None:
 
 def test_lengths_are_fixed_or_free(root: Path) -> None:
     fixed = open_speaker(root, Optimisations(), Setting(new_tokens=10), device="cpu")
-    assert generation.record(fixed, PROMPTS).chosen["semantic"].shape == (10, 3)
+    assert bark.record(fixed, PROMPTS).chosen["semantic"].shape == (10, 3)
     config = open_speaker(root, Optimisations(), Setting(new_tokens=10, lengths="free"),
                           device="cpu").model.generation_config.semantic_config
     assert (config["max_new_tokens"], config["min_new_tokens"]) == (10, None)
@@ -167,7 +167,7 @@ def test_a_voice_is_read_from_a_file(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, {"semantic_prompt": np.arange(3)},
-                                     dict.fromkeys(generation.setting.VOICE_KEYS, np.arange(3))])
+                                     dict.fromkeys(bark.setting.VOICE_KEYS, np.arange(3))])
 def test_what_is_no_voice_is_refused(root: Path, tmp_path: Path, content: Any) -> None:
     file = tmp_path / "none.npz"
     if content is not None:
