@@ -140,8 +140,9 @@ def record(forward: Any, inputs: Sequence[torch.Tensor]) -> Recording:
     """Record one forward pass on these tensors (whole-network capture of PyTorch's CUDA notes)."""
     import torch
 
-    side: Any = torch.cuda.Stream()
-    graph: Any = torch.cuda.CUDAGraph()
+    new_stream: Any = torch.cuda.Stream
+    new_graph: Any = torch.cuda.CUDAGraph
+    side, graph = new_stream(), new_graph()
     with torch.inference_mode():
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
