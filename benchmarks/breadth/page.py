@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from measure import STRATEGIES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -95,6 +97,10 @@ def markdown(records: Sequence[Record], every: Sequence[Pair]) -> str:
         f"- {_count(records, 'not eager')} did not run on inputs derived from the model, and of "
         f"{_count(records, 'no config')} no tiny model could be made: nothing is claimed of them.",
     ]
+    partly = sum(r.outcome != "right" and len(r.attempts) < len(STRATEGIES) for r in ran)
+    if partly:
+        lines.append(f"- {partly} of those that are not right were not tried by every way of "
+                     "capture, so that nothing is said of what the others would make of them;")
     if right:
         seconds = median(r.seconds for r in right)
         lines += [f"- median time of a pair that is right: {seconds:.1f} s for building, "

@@ -62,6 +62,8 @@ def tiny(config: Any, model_type: str, task: str = "", *, gentle: bool = False) 
     """
     fields = config.to_dict()
     _shrink(fields, gentle)
+    if "vocab_size" in fields and fields.get("pad_token_id", 0) is None:
+        fields["pad_token_id"] = 0  # without one, heads of decoders take no batch
     for name in ("out_features", "out_indices", "stage_names",  # follow the layers
                  "transformers_version", "model_type", "architectures", "dtype", "torch_dtype"):
         fields.pop(name, None)
