@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _resumable import TimeUp, until
+from _resumable import TimeUp, published, until
 from modelport import pipeline, runtimes
 from modelport.runtimes import benchmark
 from modelport.runtimes.benchmark import statistics as st
@@ -265,8 +264,9 @@ def write(found: Sequence[Found], absent: Sequence[str], sentences: int, runs: i
                   f"article` without arguments): here {sentences:,} and {runs}.", ""]
     for one in found:
         report = one.report
-        shutil.copyfile(WORK / f"run-{one.device}-{sentences}" / "benchmark.json",
-                        RESULTS / f"results-{one.device}.json")
+        raw = WORK / f"run-{one.device}-{sentences}" / "benchmark.json"
+        (RESULTS / f"results-{one.device}.json").write_text(
+            json.dumps(published(json.loads(raw.read_text("utf-8")))) + "\n", encoding="utf-8")
         lines += [f"## {one.device}", "", *(f"- {line}" for line in report.environment.lines()),
                   *(f"- noise floor {floor:.1%} (the same model measured twice)"
                     for floor in report.floors.values()), "",

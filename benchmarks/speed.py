@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from _paired import venv
-from _resumable import TimeUp, until
+from _resumable import TimeUp, published, until
 from modelport import pipeline
 from modelport.runtimes import benchmark
 from modelport.runtimes.benchmark import statistics as st
@@ -198,7 +198,7 @@ def report() -> str:
     text = "\n".join(lines)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "speed.md").write_text(text, encoding="utf-8")
-    raw = {part: json.loads((WORK / f"run-{part}" / "benchmark.json").read_text())
+    raw = {part: published(json.loads((WORK / f"run-{part}" / "benchmark.json").read_text()))
            for part in reports}
     (RESULTS / "speed.json").write_text(json.dumps(raw) + "\n", encoding="utf-8")
     return text
