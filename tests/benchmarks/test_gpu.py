@@ -105,6 +105,21 @@ def test_the_article_on_sentences_is_checked_as_found(load: Any) -> None:
     assert sentences.claims(sentences.table({"runs": runs}))[1]["reached"] is False
 
 
+@pytest.mark.parametrize(("small", "word"), [(False, "reached"), (True, "not judged")])
+def test_tiny_sizes_reach_nothing(load: Any, tmp_path: Path, small: bool, word: str) -> None:
+    report = load("report")
+    environment = {"packages": {}, "gpus": [], "cpu": "some", "cores": 2}
+    claim = {"claim": "fast", "found": "very", "reached": True}
+    report.write({
+        "environment": environment, "device": "cuda", "small": small, "seconds": 1.0,
+        "sections": {"correct": {"status": "ok", "result": {"claims": [claim]}},
+                     "t5": {"status": "failed", "reason": "killed after 5 s"}},
+    }, tmp_path)  # fmt: skip
+    text = (tmp_path / "gpu.md").read_text()
+    assert f"| fast | very | {word} |" in text
+    assert "Not finished: killed after 5 s" in text
+
+
 def test_without_a_card_it_says_so_before_anything_else(tmp_path: Path) -> None:
     import torch
 
