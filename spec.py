@@ -40,6 +40,8 @@ class TensorSpec:
         role: see :data:`Role`; outputs have none.
         high: exclusive upper bound of an integer input.
         pad: the id that means "no token here", for tokens; never drawn as real content.
+        end: the id that each row of tokens holds exactly once, after its content; None where rows
+            end in any token. A row that is padding from end to end holds it last.
     """
 
     name: str
@@ -48,6 +50,26 @@ class TensorSpec:
     role: Role | None = None
     high: int | None = None
     pad: int | None = None
+    end: int | None = None
+
+    def ended(self, ids: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
+        """Token ids with :attr:`end` exactly once a row; as they are where there is no end.
+
+        Args:
+            ids: int64 [..., tokens].
+            keep: of the same shape, not 0 for content; None where all of it is.
+        """
+        import numpy as np
+
+        if self.end is None:
+            return ids
+        other = next(i for i in range(3) if i not in (self.end, self.pad))
+        kept = np.ones(ids.shape, bool) if keep is None else np.asarray(keep, bool)
+        after = ids.shape[-1] - 1
+        last = np.where(kept.any(-1), after - kept[..., ::-1].argmax(-1), after)
+        found = np.where(ids == self.end, other, ids)
+        np.put_along_axis(found, last[..., None], self.end, -1)
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ class Facts:
         text, waveform: what the main input is.
         dtype: of floating-point inputs.
         vocabulary: number of token ids; pad: the padding id, None where there is none.
+        end: the id that texts end in, of models with an encoder and a decoder: they look for it,
+            or the decoder's input begins with it. None for others.
         segments: number of token types, 0 where the model has one at most.
         length_hint: most positions by the config and the tokenizer; still to be probed.
         target_hint: most positions of a decoder beside an encoder.
@@ -40,6 +43,7 @@ class Facts:
     dtype: str
     vocabulary: int
     pad: int | None
+    end: int | None
     segments: int
     length_hint: int
     target_hint: int
@@ -72,6 +76,7 @@ class Facts:
             dtype=dtype,
             vocabulary=vocabulary,
             pad=pad if isinstance(pad, int) and 0 <= pad < vocabulary else None,
+            end=_end(model, vocabulary),
             segments=_segments(text, tokenizer),
             length_hint=_length(text, tokenizer),
             target_hint=_number(config, "max_target_positions") or _length(text, tokenizer),
@@ -111,6 +116,13 @@ def _number(config: Any, *names: str) -> int:
     return 0
 
 
+def _end(model: Any, vocabulary: int) -> int | None:
+    end = getattr(model.config, "eos_token_id", None)
+    told = isinstance(end, int) and 0 <= end < vocabulary
+    decodes = "decoder_input_ids" in inspect.signature(model.forward).parameters
+    return end if told and decodes else None
+
+
 def _segments(text: Any, tokenizer: dict[str, Any]) -> int:
     size = getattr(text, "type_vocab_size", None)
     if isinstance(size, int) and size > 1:
@@ -121,7 +133,8 @@ def _segments(text: Any, tokenizer: dict[str, Any]) -> int:
 
 
 def _length(text: Any, tokenizer: dict[str, Any]) -> int:
-    stated = [_number(text, "max_position_embeddings"), _number(text, "n_positions")]
+    stated = [_number(text, "max_position_embeddings"), _number(text, "n_positions"),
+              _number(text, "max_seq_len")]
     limit = tokenizer.get("model_max_length")
     if isinstance(limit, int | float):
         stated.append(int(min(limit, _UNLIMITED)))

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 _TEXT = ("batch", "sequence")
 
 
-def _tokens(name: str, facts: Facts, dims: tuple[str, ...]) -> TensorSpec:
-    return TensorSpec(name, "int64", dims, "tokens", high=facts.vocabulary, pad=facts.pad)
+def _tokens(
+    name: str, facts: Facts, dims: tuple[str, ...], end: int | None = None
+) -> TensorSpec:
+    return TensorSpec(name, "int64", dims, "tokens", high=facts.vocabulary, pad=facts.pad, end=end)
 
 
 def _waveform(facts: Facts) -> TensorSpec:
@@ -52,7 +54,7 @@ def _mask(facts: Facts) -> TensorSpec:
 
 
 KNOWN: Mapping[str, Callable[[Facts], TensorSpec]] = {
-    "input_ids": lambda f: _tokens("input_ids", f, _TEXT),
+    "input_ids": lambda f: _tokens("input_ids", f, _TEXT, f.end),
     "attention_mask": _mask,
     "token_type_ids": lambda f: TensorSpec(
         "token_type_ids", "int64", _TEXT, "segments", high=f.segments or 1),

@@ -83,7 +83,8 @@ def _ids(
 
     high = tensor.high or 2
     if tensor.pad is None:
-        return rng.integers(0, high, shape)
+        return tensor.ended(rng.integers(0, high, shape), mask)
     ids = rng.integers(0, max(high - 1, 1), shape)
     ids = np.where(ids >= tensor.pad, ids + 1, ids) if high > 1 else ids
-    return ids if mask is None else np.where(mask == 1, ids, tensor.pad)
+    ids = ids if mask is None else np.where(mask == 1, ids, tensor.pad)
+    return tensor.ended(ids, mask)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import artifacts, validate
+from ..checkpoints import precise
 from ..checkpoints.parts import DECODER, ENCODER, TOTAL
 from ..session import Placement, Session
 from ..spec import Dim, ModelSpec, TensorSpec
@@ -304,7 +305,12 @@ def _source(
     """The unpatched source."""
     model: Any = whole(checkpoint, dtype, rounded_to).module.to(device)
     place = Placement(device, ("torch",))
-    speaker = _Speaker(model.generate, model.generation_config, device, place, lambda: None,
+
+    def generate(**given: Any) -> Any:
+        with precise.kept(model.dtype):
+            return model.generate(**given)
+
+    speaker = _Speaker(generate, model.generation_config, device, place, lambda: None,
                        model.dtype)
     return kind(given[0], speaker, *given[1:])
 

@@ -61,7 +61,10 @@ class TorchSession(_torch.TensorSession):
         self.__dict__.pop("_module", None)
 
     def _call(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        outputs: Sequence[torch.Tensor] = self._module(*tensors)
+        from ..checkpoints import precise
+
+        with precise.kept(self._float):
+            outputs: Sequence[torch.Tensor] = self._module(*tensors)
         return outputs
 
     def _tensors(self, feeds: Mapping[str, np.ndarray]) -> list[torch.Tensor]:

@@ -98,3 +98,13 @@ def test_a_sum_that_is_none_or_too_large_is_refused(
     with pytest.raises(SpecError, match=found) as caught:
         CACHED.check(cached(*sizes))
     assert caught.match(f"(?s)allowed: .*{allowed}")
+
+
+def test_rows_of_tokens_end_where_their_content_does() -> None:
+    tokens = TensorSpec("input_ids", "int64", ("batch", "sequence"), "tokens", 9, pad=0, end=2)
+    ids = np.array([[2, 5, 2, 0], [0, 0, 2, 7], [0, 0, 0, 0], [3, 4, 5, 6]])
+    keep = np.array([[1, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
+    found = tokens.ended(ids, keep)
+    assert found.tolist() == [[1, 5, 2, 0], [0, 0, 1, 2], [0, 0, 0, 2], [3, 4, 5, 2]]
+    assert tokens.ended(ids, None)[:, -1].tolist() == [2] * 4
+    assert TensorSpec("input_ids", "int64", ("batch",), "tokens", 9).ended(ids, keep) is ids

@@ -66,8 +66,8 @@ def draw(spec: ModelSpec, case: Case) -> dict[str, np.ndarray]:
     """The feeds of a case: given ones as they are, others drawn from each input's role.
 
     Tokens lie below ``high``, are never the pad id where the mask keeps them, and hold the
-    boundary ids 0 and ``high - 1``; padded positions hold the pad id. The same case gives the same
-    arrays on every machine (PCG64).
+    boundary ids 0 and ``high - 1``; padded positions hold the pad id, and rows end as the input's
+    ``end`` says. The same case gives the same arrays on every machine (PCG64).
 
     Raises:
         SpecError: an integer input has no ``high``, or given feeds do not match the spec.
@@ -279,7 +279,7 @@ def _tokens(
         ids.reshape(-1)[place] = bound
     if keep is not None and pad is not None:
         ids[~keep] = pad
-    return ids
+    return tensor.ended(ids, keep)
 
 
 def _segments(high: int, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

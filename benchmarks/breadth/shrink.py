@@ -64,6 +64,10 @@ def tiny(config: Any, model_type: str, task: str = "", *, gentle: bool = False) 
     _shrink(fields, gentle)
     if "vocab_size" in fields and fields.get("pad_token_id", 0) is None:
         fields["pad_token_id"] = 0  # without one, heads of decoders take no batch
+    if task == "text-generation" and fields.get("is_decoder") is False:
+        fields["is_decoder"] = True  # an encoder's class that generates where its config says so
+    if fields.get("is_encoder_decoder") and fields.get("decoder_start_token_id") is None:
+        fields["decoder_start_token_id"] = fields.get("pad_token_id") or 0
     for name in ("out_features", "out_indices", "stage_names",  # follow the layers
                  "transformers_version", "model_type", "architectures", "dtype", "torch_dtype"):
         fields.pop(name, None)

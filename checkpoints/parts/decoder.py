@@ -42,7 +42,7 @@ def parts(model: Any, root: Path, dtype: Dtype) -> tuple[Part, ...]:
         *past,
     )
     logits = TensorSpec("logits", dtype, ("batch", KEEP, vocabulary))
-    longest = facts.length_hint
+    longest = min(facts.length_hint, facts.target_hint)
     dims = {
         "batch": Dim(1, 8, 64),
         "sequence": Dim(1, min(128, longest), longest),

@@ -110,7 +110,8 @@ def _tokens(
             row[: len(given)] = given
     elif high > 1:
         ids = np.where(ids == pad, (pad + 1) % high, ids)
-    return np.where(keep, ids, pad)
+    filled = np.where(keep, ids, pad)
+    return filled if tokens is not None else tensor.ended(filled, keep)
 
 
 def _numpy(name: str) -> np.dtype[Any]:

@@ -1,0 +1,57 @@
+"""Float64 that stays float64 where a model asks for float32 by name."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import torch
+
+
+def kept(dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """A context to run a module in that computes in ``dtype``.
+
+    Many a module takes its softmax ``in float32``, to be more precise than float16. In float64 that
+    is less precise, and worse: masks made of float64's lowest number become infinite there, and a
+    row that is masked from end to end becomes NaN. In this context such a softmax stays in float64,
+    and a finite number that is cast to float32 remains finite.
+    """
+    import torch
+
+    return _mode()() if dtype == torch.float64 else nullcontext()
+
+
+@cache
+def _mode() -> Any:
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Kept(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, given: tuple[Any, ...] = (), named: Any = None
+        ) -> Any:
+            named = named or {}
+            if (function in (torch.nn.functional.softmax, torch.softmax, torch.Tensor.softmax)
+                    and given and given[0].dtype == torch.float64
+                    and named.get("dtype") == torch.float32):
+                named = {**named, "dtype": None}
+            found = function(*given, **named)
+            if function in (torch.Tensor.float, torch.Tensor.to):
+                return _finite(given[0], found)
+            return found
+
+    return Kept
+
+
+def _finite(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """``after``, a cast of ``before``, with float32's ends in place of what overflowed."""
+    import torch
+
+    if before.dtype != torch.float64 or after.dtype != torch.float32:
+        return after
+    largest = torch.finfo(torch.float32).max
+    return torch.where(before.isfinite(), after.clamp(-largest, largest), after)

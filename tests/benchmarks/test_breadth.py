@@ -1,0 +1,34 @@
+"""Tiny configs are what their classes need to run, whatever the model type."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import modelport
+import pytest
+import transformers
+
+BREADTH = Path(modelport.__file__).parent / "benchmarks" / "breadth"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    sys.path.insert(0, str(BREADTH))
+    try:
+        import shrink
+    finally:
+        sys.path.remove(str(BREADTH))
+    return shrink.tiny
+
+
+def test_an_encoder_that_generates_is_told_that_it_is_a_decoder(tiny):
+    config = transformers.ErnieConfig()
+    assert tiny(config, "ernie", "text-generation").is_decoder
+    assert not tiny(config, "ernie", "fill-mask").is_decoder
+
+
+def test_a_decoder_beside_an_encoder_has_a_token_to_begin_with(tiny):
+    config = tiny(transformers.T5Config(), "t5", "text2text-generation")
+    assert config.decoder_start_token_id == config.pad_token_id == 0
+    assert tiny(transformers.BartConfig(), "bart").decoder_start_token_id == 2
