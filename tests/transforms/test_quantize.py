@@ -149,6 +149,31 @@ def test_a_layer_with_an_outlier_is_found_noisy() -> None:
     assert noisy < 3 < 30 < calm
 
 
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static", "int8-weights"])
+def test_no_weight_stays_in_memory(scheme: str, exported: Callable[..., Artifact]) -> None:
+    parent = exported("bert", 17)
+    model = onnx_files.load(parent.root)
+    stored = [v.const_value for v in model.graph.initializers.values()
+              if isinstance(v.const_value, ir.ExternalTensor)]
+    assert len(stored) > 10
+    quantize(model, scheme, samples=[graphs.feeds_of(parent, 2, 9)])
+    mapped = [tensor.name for tensor in stored if tensor.raw is not None]
+    assert not mapped
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_a_product_in_pieces_is_the_product(
+    transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = weights()
+    pieces = [w.reshape(-1)[start : start + 5 * 48] for start in range(0, w.size, 5 * 48)]
+    monkeypatch.setattr(_graph, "blocks", lambda _: iter(pieces))
+    rows = FEEDS["x"][:, :48] if transposed else FEEDS["x"]
+    expected = rows @ (w.T if transposed else w)
+    found = _layers._product(rows, ir.tensor(w), transposed)
+    assert np.allclose(found, expected, atol=1e-4)
+
+
 def by_blocks(x: np.ndarray, w: np.ndarray, bits: int, block: int) -> np.ndarray:
     """x · w, both rounded block by block of the inputs as MatMulNBits means it, in float64."""
     total = np.zeros((len(x), w.shape[1]))
