@@ -205,7 +205,7 @@ class OnnxExporter(Exporter[OnnxOptions]):
         strategy: str,
     ) -> None:
         from ..artifacts import onnx_files
-        from . import _onnx_capture, _onnx_opsets
+        from . import _onnx_attention, _onnx_capture, _onnx_opsets
 
         capture = {"trace": _onnx_capture.by_trace, "dynamo": _onnx_capture.by_dynamo,
                    "transformers": _onnx_capture.by_transformers}[strategy]
@@ -215,6 +215,7 @@ class OnnxExporter(Exporter[OnnxOptions]):
             _require_dynamic(graph, part.spec)
             _bind_weights(graph, part)
             _onnx_opsets.clip_integers(graph, chosen_opset(options))
+            _onnx_attention.unguard(graph, chosen_opset(options))
             _tidy(graph, part.spec)
             graphs[file] = graph
         onnx_files.save_all(graphs, out, metadata=_metadata(model, options))

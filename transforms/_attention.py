@@ -158,8 +158,17 @@ def _heads_joined(product: ir.Node | None) -> tuple[ir.Node, ir.Value] | None:
             ended = len(last) == 1 and last[0].op_type == "Reshape"
             return (product, last[0].outputs[0]) if ended and product is not None else None
         # PyTorch states the shape that the product already has.
-        node = after if after.op_type == "Reshape" else None
+        node = after if after.op_type == "Reshape" or _zeroes_blind_rows(after) else None
     return None
+
+
+def _zeroes_blind_rows(node: ir.Node) -> bool:
+    """Whether a product is the exporter's, which makes 0 of the rows that see no key at all."""
+    if node.op_type != "Mul":
+        return False
+    casts = (_made_by(value, "Cast") for value in node.inputs)
+    factors = [*node.inputs, *(cast.inputs[0] for cast in casts if cast is not None)]
+    return any(_made_by(value, "ReduceMax") is not None for value in factors)
 
 
 def _split(value: ir.Value | None, perm: tuple[int, ...]) -> tuple[ir.Value, ir.Value] | None:
