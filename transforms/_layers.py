@@ -201,7 +201,7 @@ def by_channel(
 
 
 def _product(flat: np.ndarray, tensor: ir.TensorProtocol, transposed: bool) -> np.ndarray:
-    """Rows times a stored weight, read in pieces: mapped, its pages would count as ours for long."""
+    """Rows times a stored weight, read in pieces; mapped, its pages would stay resident."""
     import numpy as np
 
     first, width = map(int, tensor.shape.numpy())
