@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 import warnings
 from dataclasses import asdict, dataclass, field, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pairs import Pair, by_main_input
-from shrink import tiny
+from shrink import EXCEPTIONS, NOISE, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ OPSET = 17
 STRATEGIES = (("trace", OPSET), ("dynamo", OPSET), ("transformers", 18))
 """Cheapest first, each with the opset it is asked for."""
 
+GENERATION = EXCEPTIONS["(generation)"]
 TORCHSCRIPT = "torchscript"
 LARGEST = 60_000_000
 """Parameters beyond which a model that could not be made small is not measured."""
@@ -143,14 +145,21 @@ def build(pair: Pair, root: Path) -> tuple[Path, str]:
     else:
         assert first is not None
         raise first
+    noise = EXCEPTIONS["(noise)"].get(pair.model_type, {"": NOISE})
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.is_floating_point():
-                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+                parameter.add_(torch.randn_like(parameter), alpha=next(
+                    size for pattern, size in noise.items() if re.search(pattern, name)))
         for name, buffer in model.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 buffer.add_(torch.rand_like(buffer))
+            elif name.endswith("codebook.embed"):  # a table that training fills
+                buffer.normal_()
     model.save_pretrained(root)
+    if pair.model_type in GENERATION:
+        (root / "generation_config.json").write_text(
+            json.dumps(GENERATION[pair.model_type]), "utf-8")
     return root, pair.kind if pair.kind != "other" else by_main_input(model)
 
 

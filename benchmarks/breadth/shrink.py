@@ -16,9 +16,14 @@ from typing import Any
 EXCEPTIONS: Mapping[str, Mapping[str, Any]] = json.loads(
     (Path(__file__).parent / "exceptions.json").read_text("utf-8"))
 """Fields by model type, or by model type and task, dotted where they belong to a part; they go
-over what the shrinker makes."""
+over what the shrinker makes. ``(generation)`` has what a generation config must say, by model type;
+``(noise)`` how much the weights whose names match are moved by, where :data:`NOISE` leaves every
+answer the same."""
 
 WIDTH, HEADS, HEAD, VOCABULARY, POSITIONS, LAYERS, EXPERTS = 32, 4, 8, 128, 64, 2, 4
+NOISE = 0.02
+"""Standard deviation of what is added to weights, so that none is 0 or 1 as drawn."""
+
 MAX_LAYERS = 6
 """Layers kept where two would leave out a kind of layer."""
 
