@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..spec import Dim, ModelSpec, TensorSpec
 from . import samples
+from .forgetting import forgotten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -190,7 +191,7 @@ def _run(
     spec = ModelSpec(inputs, ())
     shapes = {t.name: spec.shape(t, sizes) for t in inputs}
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with forgotten(model), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             feeds = {t.name: torch.ones(shapes[t.name], dtype=getattr(torch, t.dtype))
                      for t in inputs}
             return _described(model(**feeds, **constants))

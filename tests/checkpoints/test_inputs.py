@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 
@@ -213,3 +214,32 @@ def test_a_branch_on_data_is_run_with_data(tmp_path):
 
     derived = inputs.derive(Branching(), tmp_path, "feature-extraction", "float32")
     assert derived.spec.outputs == (TensorSpec("last", "float32", TEXT),)
+
+
+class Remembering(torch.nn.Module):
+    """Keeps a table it computed once, in two ways that transformers' models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.arange(3.0))
+        self.kept = {}
+
+    def forward(self, input_ids):
+        if "table" not in self.kept:
+            self.kept["table"] = self.weight[torch.arange(3)]
+        return {"last_hidden_state": input_ids[..., None] * self.kept["table"] + counted(3)}
+
+
+@functools.lru_cache
+def counted(count):
+    return torch.arange(count)
+
+
+def test_what_a_module_keeps_of_a_run_without_data_is_forgotten():
+    model = Remembering()
+    ids = (TensorSpec("input_ids", "int64", TEXT, "tokens", high=9),)
+    dims = {"batch": Dim(1, 2, 4), "sequence": Dim(1, 3, 8)}
+    (found,), _ = probe.outputs(model, ids, dims, {})
+    assert found.shape == (*TEXT, 3)
+    assert model.kept == {}
+    assert type(counted(3)) is torch.Tensor

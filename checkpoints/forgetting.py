@@ -1,0 +1,64 @@
+"""Runs that a module is to forget: those on tensors without data."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from contextlib import contextmanager
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+_Cached = type(functools.lru_cache(lambda: None))
+
+
+@contextmanager
+def forgotten(model: torch.nn.Module) -> Iterator[None]:
+    """What the modules of ``model``, or functions beside them, keep of runs inside is dropped.
+
+    Some keep a table they have computed, in an attribute or an ``lru_cache``; one that was computed
+    on tensors without data would be taken for a real one by the next run.
+    """
+    before = [(part, {k: dict(v) if type(v) is dict else v for k, v in vars(part).items()})
+              for part in model.modules()]
+    replaced = _without_caches(model)
+    try:
+        yield
+    finally:
+        for home, name, value in replaced:
+            setattr(home, name, value)
+        for part, values in before:
+            vars(part).clear()
+            vars(part).update(values)
+
+
+def _without_caches(model: torch.nn.Module) -> list[tuple[Any, str, Any]]:
+    """Put functions in place of those that cache, where the parts are written; what was there."""
+    found = []
+    for name in {type(part).__module__ for part in model.modules()}:
+        home = sys.modules.get(name)
+        for key, value in list(vars(home).items()) if home is not None else ():
+            plain = _plain(value)
+            if plain is not None:
+                found.append((home, key, value))
+                setattr(home, key, plain)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """The function behind a cache, also where a decorator of its own holds the cache."""
+    if isinstance(value, _Cached):
+        return value.__wrapped__
+    cells = value.__closure__ or () if isinstance(value, FunctionType) else ()
+    for cell in cells:
+        try:
+            inner = cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+        if isinstance(inner, _Cached):
+            return inner.__wrapped__
+    return None
