@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pairs import Pair, by_main_input
-from shrink import EXCEPTIONS, NOISE, tiny
+from shrink import DEGREES, EXCEPTIONS, NOISE, Degree, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -100,16 +100,21 @@ def measure(pair: Pair, work: Path, strategies: Sequence[str]) -> Record:
     record = Record(pair.model_type, pair.task, pair.class_name, pair.kind, pair.must, "no config")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            root, kind = build(pair, work / "checkpoint")
-        except Exception as error:  # noqa: BLE001 - the finding
-            return _done(record, start, cause=said(error))
-        record = replace(record, kind=kind)
-        try:
-            source = original(root, pair.task)
-        except Exception as error:  # noqa: BLE001 - the finding
-            return _done(record, start, outcome="not eager", cause=said(error))
-        record = replace(record, inputs=source.spec.input_names)
+        source = None
+        for degree in DEGREES:
+            found: dict[str, Any] = {}
+            try:
+                root, kind = build(pair, work / f"checkpoint-{degree}", degree)
+                found = {"kind": kind, "outcome": "not eager"}
+                source = original(root, pair.task)
+            except Exception as error:  # noqa: BLE001 - the finding; another degree may do
+                if degree == DEGREES[0] or (found and record.outcome == "no config"):
+                    record = replace(record, cause=said(error), **found)
+                continue
+            record = replace(record, kind=kind, cause="", inputs=source.spec.input_names)
+            break
+        if source is None:
+            return _done(record, start)
         record = _exported(record, source, root, work, strategies)
         torchscript = ""
         if TORCHSCRIPT in strategies and source.reference is not None:
@@ -122,29 +127,24 @@ def _done(record: Record, start: float, **changes: Any) -> Record:
     return replace(record, seconds=round(time.monotonic() - start, 2), **changes)
 
 
-def build(pair: Pair, root: Path) -> tuple[Path, str]:
-    """A checkpoint with seeded weights, as small as one of two ways of shrinking makes it run."""
+def build(pair: Pair, root: Path, degree: Degree) -> tuple[Path, str]:
+    """A checkpoint with seeded weights, so small as the degree says; and the kind of model.
+
+    Raises:
+        Exception: what the classes of the config and the model raise, or ValueError where the
+            model is larger than :data:`LARGEST`.
+    """
     import torch
     import transformers
 
     cls = getattr(transformers, pair.class_name)
-    first: Exception | None = None
-    for gentle in (False, True):
-        try:
-            config = tiny(cls.config_class(), pair.model_type, pair.task, gentle=gentle)
-            with torch.device("meta"):
-                count = sum(p.numel() for p in cls._from_config(config).parameters())
-            if count > LARGEST:
-                raise ValueError(f"{count:,} parameters at the smallest")
-            torch.manual_seed(0)
-            model = cls._from_config(config, dtype=torch.float32).eval()
-        except Exception as error:  # noqa: BLE001 - the other way may fit
-            first = first or error
-            continue
-        break
-    else:
-        assert first is not None
-        raise first
+    config = tiny(cls.config_class(), pair.model_type, pair.task, degree)
+    with torch.device("meta"):
+        count = sum(p.numel() for p in cls._from_config(config).parameters())
+    if count > LARGEST:
+        raise ValueError(f"{count:,} parameters at the smallest")
+    torch.manual_seed(0)
+    model = cls._from_config(config, dtype=torch.float32).eval()
     noise = EXCEPTIONS["(noise)"].get(pair.model_type, {"": NOISE})
     with torch.no_grad():
         for name, parameter in model.named_parameters():

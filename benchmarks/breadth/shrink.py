@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 EXCEPTIONS: Mapping[str, Mapping[str, Any]] = json.loads(
     (Path(__file__).parent / "exceptions.json").read_text("utf-8"))
@@ -23,6 +23,11 @@ answer the same."""
 WIDTH, HEADS, HEAD, VOCABULARY, POSITIONS, LAYERS, EXPERTS = 32, 4, 8, 128, 64, 2, 4
 NOISE = 0.02
 """Standard deviation of what is added to weights, so that none is 0 or 1 as drawn."""
+
+Degree = Literal["small", "gentle", "whole"]
+DEGREES: tuple[Degree, ...] = ("small", "gentle", "whole")
+"""Everything; everything but widths and heads; nothing: for sizes that do not fit together when
+they are made small one by one."""
 
 MAX_LAYERS = 6
 """Layers kept where two would leave out a kind of layer."""
@@ -57,16 +62,17 @@ _POSITIONS = re.compile(
 _TOKEN = re.compile(r"^(\w+_)?token_(id|index)$|^(image|video|audio|bos|eos|pad)_token$")
 
 
-def tiny(config: Any, model_type: str, task: str = "", *, gentle: bool = False) -> Any:
+def tiny(config: Any, model_type: str, task: str = "", degree: Degree = "small") -> Any:
     """A config of the same class with small sizes.
 
     Args:
         config: with its class's defaults.
         model_type, task: looked up among the exceptions.
-        gentle: leave widths and heads as they are, where small ones do not fit together.
+        degree: how much of it is made small.
     """
     fields = config.to_dict()
-    _shrink(fields, gentle)
+    if degree != "whole":
+        _shrink(fields, gentle=degree == "gentle")
     if "vocab_size" in fields and fields.get("pad_token_id", 0) is None:
         fields["pad_token_id"] = 0  # without one, heads of decoders take no batch
     if task == "text-generation" and fields.get("is_decoder") is False:
