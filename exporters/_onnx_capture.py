@@ -40,11 +40,11 @@ def by_trace(model: LoadedModel, opset: int) -> ir.Model:
     import torch
     from onnx import version_converter
 
-    from . import _torch_idioms
+    from . import _torch_idioms, _torch_operators
 
     buffer: Any = io.BytesIO()  # taken by the trace route, though its annotation names paths only
     with (quiet(), _without_parameter_values(), _skipped_products(), torch.no_grad(),
-          _torch_idioms.followed(model.module)):
+          _torch_operators.translatable(), _torch_idioms.followed(model.module)):
         torch.onnx.export(
             model.module,
             _sample_tensors(model),

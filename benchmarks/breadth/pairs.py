@@ -21,8 +21,8 @@ MUST = (
 """Model types of which every task has to be right."""
 
 _ORDER: tuple[Kind, ...] = (
-    "text encoder", "vision encoder", "audio encoder", "generation", "several inputs",
-    "other", "encoder-decoder", "decoder")
+    "text encoder", "vision encoder", "audio encoder", "other", "encoder-decoder", "decoder",
+    "generation", "several inputs")
 
 
 @dataclass(frozen=True, slots=True)

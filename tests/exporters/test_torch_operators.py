@@ -1,0 +1,49 @@
+"""Operators without a translation, or with a wrong one, export by others and keep their values."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from modelport.exporters._torch_capture import quiet
+from modelport.exporters._torch_operators import translatable
+
+
+class Repeated(torch.nn.Module):
+    """Along the last axis and along one whose size is free."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.repeat_interleave(x, 2, dim=-1) + x.repeat_interleave(3, dim=1).sum()
+
+
+class Less(torch.nn.Module):
+    """e^x - 1, as a function and as a method."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.expm1(x * 1e-3), x.expm1()], -1)
+
+
+@pytest.mark.parametrize("module", [Repeated(), Less()])
+def test_at_sizes_never_traced(module: torch.nn.Module) -> None:
+    buffer = io.BytesIO()
+    with quiet(), translatable():
+        torch.onnx.export(module, (torch.randn(2, 5, 4),), buffer, input_names=["x"],
+                          dynamic_axes={"x": {0: "batch", 1: "length"}}, opset_version=11,
+                          dynamo=False)
+    session = onnxruntime.InferenceSession(buffer.getvalue())
+    for shape in ((1, 1, 4), (3, 7, 4)):
+        x = torch.randn(shape)
+        (found,) = session.run(None, {"x": x.numpy()})
+        np.testing.assert_allclose(found, module(x).numpy(), rtol=2e-6, atol=1e-9)
+
+
+def test_torch_is_left_as_it_was() -> None:
+    before = torch.expm1, torch.Tensor.repeat_interleave
+    with quiet(), translatable():
+        assert torch.expm1 is not before[0]
+        x = torch.tensor([1, 2])
+        assert x.repeat_interleave(torch.tensor([2, 1])).tolist() == [1, 1, 2]
+    assert (torch.expm1, torch.Tensor.repeat_interleave) == before
