@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import recordings
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,33 +70,52 @@ def generated(
     Raises:
         UsageError: no tokenizer, an empty text, or settings that do not fit the model.
     """
+    found = _sequences(pipeline, {**pipeline.prompt([text]), **settings}, seed)
+    answer = _said(pipeline, found, "text", text)
+    if pipeline.sampling_rate is not None:
+        recordings.write(audio, found[0].float().numpy(), pipeline.sampling_rate)
+        return {**answer, "answer": str(audio)}
+    return {**answer, "answer": pipeline.text(found)[0]}
+
+
+def heard(
+    pipeline: Pipeline, recording: Path, settings: Mapping[str, Any], *, seed: int
+) -> dict[str, Any]:
+    """Transcribe a recording, at any rate: it is resampled to the model's own.
+
+    Returns:
+        As :func:`generated`, with ``recording`` in place of ``text``; ``answer`` is the text, or
+        the token ids where the artifact has no tokenizer.
+
+    Raises:
+        UsageError: the model does not hear, or the file is no WAV recording.
+    """
+    from .checkpoints import has_tokenizer
+
+    listen = getattr(pipeline, "listen", None)
+    if listen is None:
+        raise UsageError(f"{pipeline.artifact.root} reads a text and hears nothing",
+                         allowed="--text", hint="--audio alone goes with a model that transcribes")
+    found = _sequences(pipeline, {**listen(*recordings.read(recording)), **settings}, seed)
+    words = has_tokenizer(pipeline.artifact.root)
+    return {**_said(pipeline, found, "recording", str(recording)),
+            "answer": pipeline.text(found)[0] if words else found[0].tolist()}
+
+
+def _sequences(pipeline: Pipeline, arguments: Mapping[str, Any], seed: int) -> Any:
     import torch
 
-    prompt = pipeline.prompt([text])
+    from .checkpoints.loader import quiet
+
     torch.manual_seed(seed)
-    with torch.inference_mode():
-        found = pipeline.generate(**prompt, **settings).cpu()
-    if pipeline.sampling_rate is not None:
-        _write_wav(audio, found[0].float().numpy(), pipeline.sampling_rate)
-        answer = str(audio)
-    else:
-        answer = pipeline.text(found)[0]
-    kind = str(found.dtype).removeprefix("torch.")
-    return {"task": pipeline.artifact.manifest.source.task, "text": text,
-            "outputs": {"generated": {"shape": list(found.shape), "dtype": kind}},
-            "answer": answer}
+    with torch.inference_mode(), quiet():
+        return pipeline.generate(**arguments).cpu()
 
 
-def _write_wav(path: Path, samples: np.ndarray, rate: int) -> None:
-    import wave
-
-    import numpy as np
-
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+def _said(pipeline: Pipeline, found: Any, kind: str, given: str) -> dict[str, Any]:
+    dtype = str(found.dtype).removeprefix("torch.")
+    return {"task": pipeline.artifact.manifest.source.task, kind: given,
+            "outputs": {"generated": {"shape": list(found.shape), "dtype": dtype}}}
 
 
 def _embedding(
@@ -158,6 +178,8 @@ def describe(answer: dict[str, Any]) -> str:
     found = answer["answer"]
     if isinstance(found, str):
         return "\n".join([*lines, found])
+    if "recording" in answer:
+        return "\n".join([*lines, f"tokens {' '.join(map(str, found))} (no tokenizer)"])
     if answer["task"] == "feature-extraction":
         head = ", ".join(f"{x:+.4f}" for x in found[:6])
         lines.append(f"embedding: {len(found)} numbers, [{head}, …]")

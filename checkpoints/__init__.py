@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .loader import load, load_reference
     from .model import Checkpoint, Dtype, LoadedModel, Source, TensorRef
     from .resolver import resolve
-    from .tokens import has_tokenizer, tokenize, tokenizer
+    from .tokens import feature_extractor, has_tokenizer, tokenize, tokenizer
 
 __all__ = [
     "Checkpoint",
@@ -25,6 +25,7 @@ __all__ = [
     "Source",
     "TensorRef",
     "cache_root",
+    "feature_extractor",
     "has_tokenizer",
     "load",
     "load_reference",
@@ -36,7 +37,8 @@ __all__ = [
 _HOME = {"Checkpoint": "model", "LoadedModel": "model", "Source": "model", "TensorRef": "model",
          "cache_root": "build", "CustomModel": "custom",
          "load": "loader", "load_reference": "loader", "resolve": "resolver", "tokenize": "tokens",
-         "tokenizer": "tokens", "has_tokenizer": "tokens", "Dtype": "model"}
+         "tokenizer": "tokens", "has_tokenizer": "tokens", "feature_extractor": "tokens",
+         "Dtype": "model"}
 
 
 def __getattr__(name: str) -> Any:

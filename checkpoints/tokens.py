@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+EXTRACTOR = "preprocessor_config.json"
+
+
 def has_tokenizer(root: Path) -> bool:
     """Whether a checkpoint's or an artifact's directory holds a tokenizer."""
     return any((root / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
@@ -31,6 +34,21 @@ def tokenizer(root: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(root, local_files_only=True)
+
+
+def feature_extractor(root: Path) -> Any:
+    """What turns a recording into features, as transformers loads it.
+
+    Raises:
+        UsageError: the directory holds none.
+    """
+    if not any((root / name).is_file() for name in (EXTRACTOR, "processor_config.json")):
+        raise UsageError(f"{root} has no feature extractor",
+                         allowed=f"a directory with {EXTRACTOR}",
+                         hint="generate(input_features=…) in Python")
+    from transformers import AutoFeatureExtractor
+
+    return AutoFeatureExtractor.from_pretrained(root, local_files_only=True)
 
 
 def tokenize(

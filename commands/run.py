@@ -21,7 +21,8 @@ from ._shared import DEVICE, SETTINGS, common
 @click.option("--seed", type=int, default=0, show_default=True, help="Of --sample.")
 @click.option("--beams", type=click.IntRange(1), help="Search this many beams.")
 @click.option("--audio", type=click.Path(dir_okay=False, path_type=Path),
-              help="Where audio that is generated goes; default: ARTIFACT.wav.")
+              help="WAV file to transcribe; with --text, where audio that is generated goes "
+              "(default: ARTIFACT.wav).")
 @DEVICE
 @click.option("--dry-run", is_flag=True, help="Show what a pipeline would do, and do nothing.")
 @click.option("--jobs", type=click.IntRange(1),
@@ -35,8 +36,9 @@ def run(
     max_new_tokens: int | None, sample: bool, seed: int, beams: int | None, audio: Path | None,
     jobs: int | None, executor: Literal["local", "ray"],
 ) -> None:
-    """Run a text through an artifact, or a pipeline: export, prove, measure, publish a matrix.
+    """Run a text or a recording through an artifact; or a pipeline, a matrix of exports.
 
+    A pipeline exports, proves, measures and publishes every cell of its matrix.
     A pipeline that is run again does only what is missing.
     """
     if target.suffix in (".yaml", ".yml"):
@@ -46,19 +48,25 @@ def run(
             raise click.UsageError("--jobs is for this machine; a cluster knows its room")
         _pipeline(output, target, dry_run, jobs or 1, executor)
         return
-    if text is None:
-        raise click.UsageError("give --text, what to run through the artifact")
+    if text is None and audio is None:
+        raise click.UsageError("give --text or --audio, what to run through the artifact")
     from .. import artifacts, pipeline, predict
 
     if artifacts.read(target).manifest.components:
-        settings = {"max_new_tokens": max_new_tokens, "num_beams": beams,
-                    "do_sample": sample or None}
+        asked = {"max_new_tokens": max_new_tokens, "num_beams": beams, "do_sample": sample or None}
+        settings = {name: value for name, value in asked.items() if value is not None}
         with pipeline.load_pipeline(target, device) as speaker:
-            answer = predict.generated(
-                speaker, text, {name: v for name, v in settings.items() if v is not None},
-                seed=seed, audio=audio or target.with_name(target.name + ".wav"))
+            if text is None:
+                assert audio is not None
+                answer = predict.heard(speaker, audio, settings, seed=seed)
+            else:
+                answer = predict.generated(
+                    speaker, text, settings, seed=seed,
+                    audio=audio or target.with_name(target.name + ".wav"))
         output.result(answer, lambda: predict.describe(answer))
         return
+    if text is None:
+        raise click.UsageError("this artifact is one graph, which takes --text")
     found, session = pipeline.open_artifact(target, device=device)
     with session:
         answer = predict.predict(found, session, text)

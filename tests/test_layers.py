@@ -16,6 +16,7 @@ ROOT = Path(modelport.__file__).parent
 LEVELS = {
     "errors": 0,
     "plugins": 1,
+    "recordings": 1,
     "spec": 1,
     "session": 2,
     "profiles": 2,

@@ -5,21 +5,24 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from ...checkpoints import tokenizer
+from ...checkpoints import feature_extractor, tokenizer
 from ...checkpoints.parts.cache import TOTAL
 from ...checkpoints.parts.seq2seq import CROSS, MASK, POSITIONS
 from ...errors import UsageError
+from ...recordings import resampled
 from ...spec import Dim
 from . import Pipeline, cache, hollow, required
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import numpy as np
     import torch
 
     from ...artifacts import Artifact
     from ...session import Session
 
+INPUT_FEATURES = "input_features"
 COMPONENTS = ("encoder", "cross", "decoder")
 IGNORED = ("use_cache", "return_dict", "cache_position", "token_type_ids")
 """Arguments of a forward that change nothing here."""
@@ -66,10 +69,43 @@ class Seq2SeqPipeline(Pipeline):
         """
         if "input_ids" not in self.sessions["encoder"].spec.input_names:
             raise UsageError("this model takes the features of a recording",
-                             allowed="generate(input_features=…)")
+                             allowed="listen(samples, rate), or generate(input_features=…)")
         made = tokenizer(self.artifact.root)(
             list(texts), padding=len(texts) > 1, return_tensors="pt")
         return {name: made[name].to(self.device) for name in ("input_ids", MASK)}
+
+    def listen(self, samples: np.ndarray, rate: int) -> dict[str, Any]:
+        """Arguments of :meth:`generate` for a recording.
+
+        One longer than the encoder's window is read piece by piece, by the library's own
+        ``generate``, which finds the cuts by timestamps.
+
+        Args:
+            samples: float32 [count] within −1 to 1.
+            rate: samples a second; other rates than the model's own are resampled.
+
+        Raises:
+            UsageError: the artifact has no feature extractor, its model reads text, or the
+                recording is longer than the window and the model has no timestamps.
+        """
+        if INPUT_FEATURES not in self.sessions["encoder"].spec.input_names:
+            raise UsageError("this model reads a text", allowed="--text, prompt(texts) in Python")
+        extractor = feature_extractor(self.artifact.root)
+        own = int(extractor.sampling_rate)
+        samples = resampled(samples, rate, own)
+        window = int(getattr(extractor, "n_samples", 0)) or len(samples)
+        if len(samples) <= window:
+            made = extractor(samples, sampling_rate=own, return_tensors="pt")
+            return {INPUT_FEATURES: made[INPUT_FEATURES].to(self.device)}
+        if getattr(self.model.generation_config, "no_timestamps_token_id", None) is None:
+            raise UsageError(
+                f"the recording lasts {len(samples) / own:.1f} s, and the model hears "
+                f"{window / own:g} s and knows no timestamps to go on by",
+                allowed=f"{window / own:g} s", hint="cut it into pieces")
+        made = extractor(samples, sampling_rate=own, return_tensors="pt", truncation=False,
+                         padding="longest", return_attention_mask=True)
+        return {INPUT_FEATURES: made[INPUT_FEATURES].to(self.device),
+                MASK: made[MASK].to(self.device), "return_timestamps": True}
 
     def _require_room(self, kwargs: Mapping[str, Any]) -> None:
         longest = self.sessions["decoder"].spec.dims[TOTAL].max

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from modelport import checkpoints, load_pipeline, pipeline
@@ -150,6 +153,75 @@ def test_text_in_and_text_out(tiny: Callable[..., Path], tmp_path: Path) -> None
     said = [f"w{i}" for i in wanted[0].tolist() if i > 1]  # those that end and fill are not said
     assert answer["answer"].split() == said
     assert said
+
+
+@pytest.fixture
+def hearing(tiny: Callable[..., Path], tmp_path: Path) -> Path:
+    """A tiny Whisper with its feature extractor, exported: ten seconds are 40 frames."""
+    source = tmp_path / "model"
+    shutil.copytree(tiny("whisper", "automatic-speech-recognition", init_std=0.8), source)
+    (source / "preprocessor_config.json").write_text(json.dumps({
+        "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 8, "chunk_length": 10,
+        "hop_length": 4000, "n_fft": 400, "sampling_rate": 16000}))
+    request = pipeline.ModelRequest(str(source))
+    pipeline.export("onnx", request, tmp_path / "out", validate=False)
+    return tmp_path / "out"
+
+
+def test_a_recording_is_heard_at_any_rate(
+    hearing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the command; the ids are those of the features that transformers computes."""
+    from modelport import checkpoints, recordings
+    from modelport.cli import execute
+    from transformers import WhisperFeatureExtractor
+
+    noise = np.random.default_rng(0).standard_normal(4 * 16000).cumsum()
+    noise = (noise / np.abs(noise).max()).astype(np.float32)
+    said = {}
+    for rate in (16000, 48000):
+        place = tmp_path / f"{rate}.wav"
+        recordings.write(place, recordings.resampled(noise, 16000, rate), rate)
+        asked = ["run", str(hearing), "--audio", str(place), "--max-new-tokens", "8", "--json"]
+        assert execute(asked) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["recording"] == str(place)
+        said[rate] = answer["answer"]
+    features = WhisperFeatureExtractor.from_pretrained(hearing)(
+        recordings.read(tmp_path / "16000.wav")[0], sampling_rate=16000, return_tensors="pt")
+    reference = checkpoints.load_reference(checkpoints.resolve(str(tmp_path / "model"))).module
+    wanted = reference.generate(features["input_features"], max_new_tokens=8)[0].tolist()
+    assert said[16000] == wanted
+    assert said[48000] == wanted
+    assert len(set(wanted)) > 2
+    assert execute(["run", str(hearing), "--audio", str(place), "--max-new-tokens", "4"]) == 0
+    assert "(no tokenizer)" in capsys.readouterr().out
+
+
+def test_what_is_not_heard_is_refused(
+    hearing: Path, tmp_path: Path, tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from modelport import recordings
+    from modelport.cli import execute
+
+    recordings.write(tmp_path / "long.wav", np.zeros(11 * 16000), 16000)
+    (tmp_path / "other.mp3").write_bytes(b"ID3")
+    for name, found in (("long.wav", "lasts 11.0 s, and the model hears 10 s"),
+                        ("other.mp3", "no recording that can be read")):
+        assert execute(["run", str(hearing), "--audio", str(tmp_path / name)]) == 2
+        assert found in capsys.readouterr().err
+    assert execute(["run", str(hearing), "--text", "hello"]) == 2
+    assert "takes the features of a recording" in capsys.readouterr().err
+    assert execute(["run", str(hearing)]) == 2
+    assert "--text or --audio" in capsys.readouterr().err
+    (hearing / "preprocessor_config.json").rename(tmp_path / "preprocessor_config.json")
+    assert execute(["run", str(hearing), "--audio", str(tmp_path / "long.wav")]) == 4
+    capsys.readouterr()
+    reads = tmp_path / "reads"
+    request = pipeline.ModelRequest(str(tiny("gpt2", "text-generation")))
+    pipeline.export("onnx", request, reads, validate=False)
+    assert execute(["run", str(reads), "--audio", str(tmp_path / "long.wav")]) == 2
+    assert "hears nothing" in capsys.readouterr().err
 
 
 class TestSpeech:
