@@ -2,7 +2,8 @@
 
 Written here because ONNX Runtime's own fusion joins the matrices of query, key and value, so it
 must hold all weights, and because it knows no attention of today's traces (of PyTorch's scaled dot
-product: the scale on both sides, rows without any key set to 0). This one moves no weight.
+product: the scale on both sides, rows without any key set to 0). This one moves no weight. Over a
+cache, see :mod:`._cache`.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from . import _cache
+from ._cache import Cache, Lengths, States
+from ._values import HEADS, constant_of, made_by, split
+
 if TYPE_CHECKING:
-    import numpy as np
     import onnx_ir as ir
 
 LOWEST = -1e4
 """What masks -inf: its exponential is 0 beside any score, and float16 holds it. A row without any
 key, whose maximum would be -inf, stays finite."""
-
-HEADS = (0, 2, 1, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +28,16 @@ class _Match:
     """One attention.
 
     Attributes:
-        query: [batch, queries, heads × size].
-        key, value: the same, or [batch, heads, keys, size]; ``keys_axis`` is that of the keys.
+        key, value: the same kind both; a plain value is [batch, heads, keys, size].
         bias: added to the scores; None where nothing is.
         result: [batch, queries, heads × size].
     """
 
     softmax: ir.Node
-    query: ir.Value
-    key: ir.Value
-    value: ir.Value
-    keys_axis: int
+    query: States
+    key: States | ir.Value | Cache
+    value: States | ir.Value | Cache
     bias: ir.Value | None
-    heads: int
     scale: float
     result: ir.Value
 
@@ -50,11 +49,13 @@ def fuse(model: ir.Model) -> int:
     found = [match for node in list(model.graph) if node.op_type == "Softmax"
              if (match := _match(node)) is not None]
     biases: dict[ir.Value, ir.Value] = {}
+    lengths: dict[ir.Value | None, Lengths] = {}
     for match in found:
-        _write(model, match, biases)
+        _write(model, match, biases, lengths)
     if found:
         model.graph.opset_imports.setdefault("com.microsoft", 1)
         RemoveUnusedNodesPass()(model)
+        model.graph.sort()  # what reads a cache may stand before the attention that now writes it
     return len(found)
 
 
@@ -64,69 +65,65 @@ def _match(softmax: ir.Node) -> _Match | None:
         return None
     scores, bias = _unbiased(softmax.inputs[0])
     scores, factor = _unscaled(scores)
-    product = _made_by(scores, "MatMul")
+    product = made_by(scores, "MatMul")
     result = _heads_joined(_weighted(softmax))
     if product is None or result is None:
         return None
     weighted, joined = result
     left, before = _unscaled(product.inputs[0])
     right, behind = _unscaled(product.inputs[1])
-    query = _split(left, HEADS)
+    query = _cache.states(left)
     key = _key(right)
     value = weighted.inputs[1]
     if query is None or key is None or value is None:
         return None
-    flat_key, flat_value = _split(key[0], key[1]), _split(value, HEADS)
-    heads = _heads(query[1], query[0])
-    if heads is None:
+    read = _read(key, value, query.heads, bias)
+    if read is None:
         return None
-    if flat_key is not None and flat_value is not None:
-        keys, values, axis = flat_key[0], flat_value[0], 1
-    elif key[1] == HEADS:
-        keys, values, axis = key[0], value, 2
-    else:
-        return None
-    return _Match(softmax, query[0], keys, values, axis, bias, heads, factor * before * behind,
-                  joined)
+    return _Match(softmax, query, *read, bias, factor * before * behind, joined)
 
 
-def _made_by(value: ir.Value | None, *operators: str) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type in operators else None
-
-
-def _constant(value: ir.Value | None) -> np.ndarray | None:
-    """A small constant's value."""
-    if value is None:
-        return None
-    tensor = value.const_value
-    node = _made_by(value, "Constant")
-    if tensor is None and node is not None and "value" in node.attributes:
-        tensor = node.attributes["value"].value
-    return tensor.numpy() if tensor is not None and tensor.size <= 8 else None
+def _read(
+    key: tuple[ir.Value, tuple[int, ...]], value: ir.Value, heads: int, bias: ir.Value | None
+) -> tuple[States | ir.Value | Cache, States | ir.Value | Cache] | None:
+    """Keys and values as the operators take them: both kept, both flat, or both by heads."""
+    turned, perm = key
+    if perm != HEADS:
+        cut, flat = split(turned, perm), _cache.states(value, heads)
+        return None if cut is None or flat is None else (States(cut[0], heads), flat)
+    kept = _cache.cache(turned), _cache.cache(value)
+    if kept[0] is not None and kept[1] is not None:
+        same = kept[0].new.heads == kept[1].new.heads
+        mask_first = not any(_cache.depends(bias, one.present) for one in kept if one is not None)
+        if same and mask_first and heads % kept[0].new.heads == 0:
+            return kept[0], kept[1]
+    both = _cache.states(turned, heads), _cache.states(value, heads)
+    if both[0] is not None and both[1] is not None:
+        return both[0], both[1]
+    return turned, value
 
 
 def _unbiased(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None]:
     """Scores and what is added to them."""
-    node = _made_by(value, "Add")
+    node = made_by(value, "Add")
     if node is None:
         return value, None
     for scores, bias in (node.inputs, reversed(node.inputs)):
         inner, _ = _unscaled(scores)
-        if _made_by(inner, "MatMul") is not None:
+        if made_by(inner, "MatMul") is not None:
             return scores, bias
     return None, None
 
 
 def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
     """A value without the constant it is multiplied with, and that constant."""
-    node = _made_by(value, "Mul", "Div")
+    node = made_by(value, "Mul", "Div")
     if node is None:
         return value, 1.0
     left, right = node.inputs
-    factor = _constant(right)
+    factor = constant_of(right)
     if factor is None and node.op_type == "Mul":
-        left, factor = right, _constant(left)
+        left, factor = right, constant_of(left)
     if factor is None or factor.size != 1:
         return value, 1.0
     number = float(factor.reshape(()))
@@ -166,25 +163,14 @@ def _zeroes_blind_rows(node: ir.Node) -> bool:
     """Whether a product is the exporter's, which makes 0 of the rows that see no key at all."""
     if node.op_type != "Mul":
         return False
-    casts = (_made_by(value, "Cast") for value in node.inputs)
+    casts = (made_by(value, "Cast") for value in node.inputs)
     factors = [*node.inputs, *(cast.inputs[0] for cast in casts if cast is not None)]
-    return any(_made_by(value, "ReduceMax") is not None for value in factors)
-
-
-def _split(value: ir.Value | None, perm: tuple[int, ...]) -> tuple[ir.Value, ir.Value] | None:
-    """What was cut into heads and transposed so, and the shape it was cut into."""
-    turned = _made_by(value, "Transpose")
-    if turned is None or tuple(turned.attributes["perm"].value) != perm:
-        return None
-    cut = _made_by(turned.inputs[0], "Reshape")
-    if cut is None or cut.inputs[0] is None or cut.inputs[1] is None:
-        return None
-    return cut.inputs[0], cut.inputs[1]
+    return any(made_by(value, "ReduceMax") is not None for value in factors)
 
 
 def _key(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:
     """The key before it was turned for the product, and how heads were moved to the front."""
-    node = _made_by(value, "Transpose")
+    node = made_by(value, "Transpose")
     if value is None or node is None:
         return None
     perm = tuple(node.attributes["perm"].value)
@@ -193,85 +179,51 @@ def _key(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:
     return (value, perm) if perm == (0, 2, 3, 1) else None
 
 
-def _heads(shape: ir.Value, flat: ir.Value) -> int | None:
-    """How many heads a reshape makes: stated, or the width over a head's size."""
-    sizes = _last_two(shape)
-    if sizes is None:
-        return None
-    heads, size = sizes
-    if heads > 0:
-        return heads
-    width = _width(flat)
-    return width // size if width and size > 0 and not width % size else None
-
-
-def _last_two(shape: ir.Value) -> tuple[int, int] | None:
-    stated = _constant(shape)
-    if stated is not None and stated.size == 4:
-        return int(stated[2]), int(stated[3])
-    node = _made_by(shape, "Concat")
-    if node is None or len(node.inputs) != 4:
-        return None
-    heads, size = (_constant(v) for v in node.inputs[2:])
-    return None if heads is None or size is None else (int(heads[0]), int(size[0]))
-
-
-def _width(value: ir.Value) -> int | None:
-    """Length of the last axis, from a bias or a matrix."""
-    node = value.producer()
-    if node is None or node.op_type not in ("Add", "MatMul"):
-        return None
-    for given in node.inputs:
-        if given is None:
-            continue
-        turned = _made_by(given, "Transpose")
-        source = turned.inputs[0] if turned is not None else given
-        stored = source is not None and source.producer() is None and source.shape is not None
-        if stored and source is not None and source.shape is not None:
-            length = source.shape[0 if turned is not None else -1]
-            return length if isinstance(length, int) else None
-    return next((w for given in node.inputs if given is not None and (w := _width(given))), None)
-
-
-def _write(model: ir.Model, match: _Match, biases: dict[ir.Value, ir.Value]) -> None:
+def _write(
+    model: ir.Model, match: _Match, biases: dict[ir.Value, ir.Value],
+    told: dict[ir.Value | None, Lengths],
+) -> None:
     import onnx_ir as ir
 
-    bias = None
-    if match.bias is not None:
-        if match.bias not in biases:
-            biases[match.bias] = _spread(model, match)
-        bias = biases[match.bias]
-    node = ir.node(
-        "MultiHeadAttention", [match.query, match.key, match.value, None, None, bias],
-        {"num_heads": match.heads, "scale": match.scale}, domain="com.microsoft")
-    made = node.outputs[0]
     old = match.result
     last = old.producer()
     assert last is not None
-    model.graph.insert_before(last, node)
+    if match.bias not in told:
+        told[match.bias] = _cache.lengths(model, match.softmax, match.query, match.key)
+    lengths, bias = told[match.bias], None
+    if match.bias is not None:
+        if match.bias not in biases:
+            biases[match.bias] = _spread(model, match.softmax, match.bias, lengths)
+        bias = biases[match.bias]
+    if isinstance(match.key, Cache) and isinstance(match.value, Cache):
+        made = _cache.write(model, last, match.query, (match.key, match.value), bias,
+                            match.scale, lengths)
+    else:
+        given = [_cache.turned(last, one) if isinstance(one, States) else one
+                 for one in (match.query, match.key, match.value)]
+        node = ir.node("MultiHeadAttention", [*given, None, None, bias],
+                       {"num_heads": match.query.heads, "scale": match.scale},
+                       domain="com.microsoft")
+        model.graph.insert_before(last, node)
+        made = node.outputs[0]
     made.name, made.type, made.shape = f"{old.name}:attention", old.type, old.shape
     old.replace_all_uses_with(made, replace_graph_outputs=True)
     old.name, made.name = made.name, old.name
 
 
-def _spread(model: ir.Model, match: _Match) -> ir.Value:
+def _spread(model: ir.Model, before: ir.Node, bias: ir.Value, told: Lengths) -> ir.Value:
     """The bias without -inf and as large as the operator wants it: over every query and key."""
     import numpy as np
     import onnx_ir as ir
 
     from .quantize import constant, insert
 
-    assert match.bias is not None
-    name, before = f"{match.bias.name}:bias", match.softmax
+    name = f"{bias.name}:bias"
     lowest = constant(model, "attention:lowest", np.array(LOWEST, np.float32))
-    finite = insert(before, "Max", [match.bias, lowest], name=f"{name}.finite")
-    lengths = [constant(model, "attention:ones", np.ones(2, np.int64))]
-    for given, axis in ((match.query, 1), (match.key, match.keys_axis)):
-        shape = insert(before, "Shape", [given], name=f"{name}.{given.name}.shape")
-        place = constant(model, f"attention:axis{axis}", np.array([axis], np.int64))
-        lengths.append(insert(before, "Gather", [shape.outputs[0], place], {"axis": 0},
-                              name=f"{name}.{given.name}.length").outputs[0])
-    target = insert(before, "Concat", lengths, {"axis": 0}, name=f"{name}.target")
+    ones = constant(model, "attention:ones", np.ones(2, np.int64))
+    finite = insert(before, "Max", [bias, lowest], name=f"{name}.finite")
+    target = insert(before, "Concat", [ones, told.queries, told.keys], {"axis": 0},
+                    name=f"{name}.target")
     spread = insert(before, "Expand", [finite.outputs[0], target.outputs[0]], name=name)
     spread.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     return spread.outputs[0]

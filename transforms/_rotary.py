@@ -18,10 +18,14 @@ def fuse(model: ir.Model) -> int:
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     found = 0
+    tables: dict[tuple[ir.Value, ir.Value], list[ir.Value]] = {}
     for node in list(model.graph):
         parts = _match(node) if node.op_type == "Add" else None
         if parts is not None:
-            _write(model, node, *parts)
+            x, angles = parts[0], parts[1:]
+            if angles not in tables:
+                tables[angles] = _tables(model, node, x, *angles)
+            _write(node, x, tables[angles])
             found += 1
     if found:
         model.graph.opset_imports.setdefault("com.microsoft", 1)
@@ -93,9 +97,10 @@ def _table(value: ir.Value | None, operator: str) -> ir.Value | None:
     return table if twice else None
 
 
-def _write(
+def _tables(
     model: ir.Model, added: ir.Node, x: ir.Value, cosine: ir.Value, sine: ir.Value
-) -> None:
+) -> list[ir.Value]:
+    """Positions, [batch, tokens], and the tables that they are looked up in."""
     import numpy as np
 
     from .quantize import constant, insert
@@ -122,10 +127,16 @@ def _write(
     numbered = node("Reshape", [numbers, rows], "numbered")
     batch = node("Slice", [node("Shape", [x], "shape"), const("0", [0]), const("1", [1])], "batch")
     target = node("Concat", [batch, const("1", [1])], "target", axis=0)
-    positions = node("Expand", [numbered, target], "positions")
-    fused = insert(added, "RotaryEmbedding", [x, positions, *tables], name=f"{name}:rotary",
+    return [node("Expand", [numbered, target], "positions"), *tables]
+
+
+def _write(added: ir.Node, x: ir.Value, tables: list[ir.Value]) -> None:
+    from .quantize import insert
+
+    old = added.outputs[0]
+    fused = insert(added, "RotaryEmbedding", [x, *tables], name=f"{old.name}:rotary",
                    domain="com.microsoft")
-    made, old = fused.outputs[0], added.outputs[0]
+    made = fused.outputs[0]
     made.type, made.shape = old.type, old.shape
     old.replace_all_uses_with(made, replace_graph_outputs=True)
     old.name, made.name = made.name, old.name

@@ -7,11 +7,14 @@ fusions reads one.
 
 from __future__ import annotations
 
+import io
 import logging
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendUnavailable
 from . import Transform, TransformResult, _attention, _graph, _rotary
+from .quantize import insert
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +36,8 @@ class Fuse(Transform):
         before = _graph.operators(model)
         _rotary.fuse(model)
         _attention.fuse(model)
-        for number, node in enumerate(model.graph):
+        _own_shapes(model)
+        for number, node in enumerate(model.graph.all_nodes()):
             node.name = node.name or f"{node.op_type}.{number}"  # the optimizer tells them by name
         optimised, problem = _optimised_without_matrices(model)
         for tensor, original in (*zip(optimised.graph.inputs, model.graph.inputs, strict=True),
@@ -53,6 +57,19 @@ class Fuse(Transform):
              "fused": fused, **({"optimizer_failed": problem} if problem else {})},
             {"runtime": "onnxruntime"} if tied else {},
         )
+
+
+def _own_shapes(model: ir.Model) -> None:
+    """Give each Reshape a shape of its own: the optimizer's fusion of one removes the Concat that
+    made it, though others read it, and the graph falls to pieces."""
+    for node in list(model.graph):
+        readers = [use.node for use in node.outputs[0].uses() if use.node.op_type == "Reshape"]
+        if node.op_type != "Concat" or len(readers) < 2:
+            continue
+        for number, reader in enumerate(readers[1:]):
+            copied = insert(node, "Concat", node.inputs, {"axis": 0},
+                                      name=f"{node.outputs[0].name}:{number}")
+            reader.replace_input_with(1, copied.outputs[0])
 
 
 def _optimised_without_matrices(model: ir.Model) -> tuple[ir.Model, str]:
@@ -99,7 +116,8 @@ def _optimised(proto: onnx.ModelProto) -> onnx.ModelProto:
                                  hint='pip install "modelport[cpu]"') from error
     logging.disable(logging.WARNING)
     try:
-        fused: onnx.ModelProto = optimize_by_fusion(proto, "bert").model
+        with redirect_stdout(io.StringIO()):  # where it prints what it cannot infer
+            fused: onnx.ModelProto = optimize_by_fusion(proto, "bert").model
     finally:
         logging.disable(logging.NOTSET)
     return fused
