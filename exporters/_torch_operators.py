@@ -19,6 +19,7 @@ def translatable() -> Iterator[None]:
         for name, value in (("expm1", _expm1), ("repeat_interleave", _repeated)):
             for owner in (torch, torch.Tensor):
                 stack.enter_context(mock.patch.object(owner, name, value))
+        stack.enter_context(mock.patch.object(torch.nn.functional, "rms_norm", _rms_norm))
         yield
 
 
@@ -37,3 +38,16 @@ def _repeated(
     shape = [-1] * (x.ndim + 1)
     shape[axis + 1] = repeats
     return x.unsqueeze(axis + 1).expand(shape).flatten(axis, axis + 1)
+
+
+def _rms_norm(
+    x: torch.Tensor,
+    normalized_shape: Any,
+    weight: torch.Tensor | None = None,
+    eps: float | None = None,
+) -> torch.Tensor:
+    """Root mean square normalisation over the last axes, by its definition."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    least = torch.finfo(x.dtype).eps if eps is None else eps
+    found = x * torch.rsqrt((x * x).mean(axes, keepdim=True) + least)
+    return found if weight is None else found * weight

@@ -22,7 +22,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 ROOT = HERE.parent.parent
 STATE = ROOT / "out" / "coverage" / "records.jsonl"
-CPU_SECONDS, WALL_SECONDS, MEMORY = 90, 400, 6 << 30
+CPU_SECONDS, WALL_SECONDS, MEMORY = 90, 1200, 6 << 30
 
 
 def main() -> int:
@@ -56,7 +56,8 @@ def main() -> int:
             spent = time.monotonic() - started
             tried = " ".join(a.strategy for a in record.attempts)
             print(f"[{done}/{len(chosen)} {spent / 60:.0f} min] {record.model_type} {record.task}: "
-                  f"{record.outcome} ({tried}) {record.seconds:.1f} s {record.cause[:140]}",
+                  f"{record.outcome} ({tried}) {record.processor:.1f} of {record.seconds:.1f} s "
+                  f"{record.cause[:140]}",
                   flush=True)
     if not arguments.no_page:
         page.write(list(found.values()), pairs())
@@ -205,7 +206,7 @@ def _result(child: _Child, status: int) -> Record:
     pair = child.pair
     seconds = round(time.monotonic() - child.started, 2)
     if file.is_file():
-        return replace(Record.of(json.loads(file.read_text("utf-8"))), seconds=seconds)
+        return Record.of(json.loads(file.read_text("utf-8")))
     cause = "the process ended without a record"
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import time
 import warnings
@@ -27,10 +28,13 @@ STRATEGIES = (("trace", OPSET), ("dynamo", OPSET), ("transformers", 18))
 
 GENERATION = EXCEPTIONS["(generation)"]
 TORCHSCRIPT = "torchscript"
+NO_CACHE = "keeps no keys and values"
+"""Said of decoders whose state is recurrent, convolutional or hidden states."""
+
 LARGEST = 60_000_000
 """Parameters beyond which a model that could not be made small is not measured."""
 
-Outcome = Literal["right", "wrong", "failed", "not eager", "no config", "skipped"]
+Outcome = Literal["right", "wrong", "failed", "not eager", "no config", "other state"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +55,15 @@ class Record:
     Attributes:
         outcome: right: exported and proven. wrong: exported, parity failed. failed: no strategy
             gave an artifact. not eager: the model itself does not run on inputs derived from it.
-            no config: its config class makes no model that is small enough.
+            no config: its config class makes no model that is small enough. other state: it
+            generates from something else than keys and values, and is refused by name.
         opset, strategy: of the artifact that was kept.
         comparisons, worst: samples compared, and the largest ratio of errors (ρ).
         torchscript: the same of the archive: ``right``, or what went wrong.
         cause: of what is not right, as it was said.
-        seconds: for everything in the process of the pair.
+        seconds: by the clock, for everything in the process of the pair.
+        processor: seconds of processor time of that process and of those it started; 0 where
+            they were not counted.
     """
 
     model_type: str
@@ -73,6 +80,7 @@ class Record:
     torchscript: str = ""
     cause: str = ""
     seconds: float = 0.0
+    processor: float = 0.0
     inputs: tuple[str, ...] = field(default=())
 
     def to_json(self) -> str:
@@ -108,8 +116,12 @@ def measure(pair: Pair, work: Path, strategies: Sequence[str]) -> Record:
                 found = {"kind": kind, "outcome": "not eager"}
                 source = original(root, pair.task)
             except Exception as error:  # noqa: BLE001 - the finding; another degree may do
+                if NO_CACHE in str(error):
+                    found["outcome"] = "other state"
                 if degree == DEGREES[0] or (found and record.outcome == "no config"):
                     record = replace(record, cause=said(error), **found)
+                if NO_CACHE in str(error):
+                    break
                 continue
             record = replace(record, kind=kind, cause="", inputs=source.spec.input_names)
             break
@@ -124,7 +136,8 @@ def measure(pair: Pair, work: Path, strategies: Sequence[str]) -> Record:
 
 
 def _done(record: Record, start: float, **changes: Any) -> Record:
-    return replace(record, seconds=round(time.monotonic() - start, 2), **changes)
+    return replace(record, seconds=round(time.monotonic() - start, 2),
+                   processor=round(sum(os.times()[:4]), 2), **changes)
 
 
 def build(pair: Pair, root: Path, degree: Degree) -> tuple[Path, str]:

@@ -95,17 +95,22 @@ def markdown(records: Sequence[Record], every: Sequence[Pair]) -> str:
         f"- {len(ran)} ran eagerly from a tiny config; of these **{len(right)} "
         f"({_share(len(right), len(ran))}) were exported to ONNX and proven right**;",
         f"- {_count(records, 'not eager')} did not run on inputs derived from the model, and of "
-        f"{_count(records, 'no config')} no tiny model could be made: nothing is claimed of them.",
+        f"{_count(records, 'no config')} no tiny model could be made: nothing is claimed of them;",
+        f"- {_count(records, 'other state')} generate from another state than keys and values of "
+        "attention (recurrent, convolutional, hidden states) and are refused by name; shares are "
+        "of the others.",
     ]
     partly = sum(r.outcome != "right" and len(r.attempts) < len(STRATEGIES) for r in ran)
     if partly:
         lines.append(f"- {partly} of those that are not right were not tried by every way of "
                      "capture, so that nothing is said of what the others would make of them;")
-    if right:
-        seconds = median(r.seconds for r in right)
-        lines += [f"- median time of a pair that is right: {seconds:.1f} s for building, "
-                  "reference, export and proof together, imports not included, on a machine that "
-                  "did other work besides."]
+    timed = [r for r in right if r.processor]
+    if timed:
+        seconds = median(r.processor for r in timed)
+        lines += [f"- median processor time of a pair that is right: {seconds:.1f} s on one core "
+                  "for building, reference, export and proof together, imports not included "
+                  f"({len(timed)} pairs; time by the clock says little here, for the machine did "
+                  "other work besides)."]
     lines += ["", "## By kind", "", *_by_kind(records, every), "", "## The required list", "",
               "Every task that these model types have; a dash is a task they have not.", "",
               *_required(records, every), "", "## What is not right, by cause", "",

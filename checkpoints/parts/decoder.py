@@ -11,7 +11,12 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
 
 from ...errors import UsageError
 from ...spec import Dim, ModelSpec, TensorSpec
@@ -99,16 +104,36 @@ def _one_step(model: Any) -> tuple[Cache, int]:
 
 def _run(model: Any) -> tuple[Cache, int]:
     ids = torch.zeros(1, 1, dtype=torch.int64)
-    with torch.no_grad():
-        result = model(input_ids=ids, attention_mask=torch.ones_like(ids),
-                       past_key_values=DynamicCache(), use_cache=True)
+
+    def step(cache: Cache) -> Any:
+        with torch.no_grad():
+            return model(input_ids=ids, attention_mask=torch.ones_like(ids),
+                         past_key_values=cache, use_cache=True)
+
+    try:
+        result = step(DynamicCache())
+    except Exception:
+        if not _other_state(model):
+            raise
+        raise _keeps_none(model) from None
     cache = getattr(result, "past_key_values", None)
     keys_and_values = isinstance(cache, Cache) and cache.layers and all(
         isinstance(getattr(layer, "keys", None), torch.Tensor) and layer.keys.ndim == 4
         for layer in cache.layers)
     if not keys_and_values:
-        raise UsageError(
-            f"{type(model).__name__} keeps no keys and values of attention from token to token",
-            allowed="decoders with a key-value cache", hint="--task feature-extraction")
+        raise _keeps_none(model)
     assert cache is not None
     return cache, int(result.logits.shape[-1])
+
+
+def _other_state(model: Any) -> bool:
+    """Whether the cache that the config asks for has layers of more than keys and values."""
+    config = model.config.get_text_config(decoder=True)
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    return any(type(layer) not in plain for layer in DynamicCache(config=config).layers)
+
+
+def _keeps_none(model: Any) -> UsageError:
+    return UsageError(
+        f"{type(model).__name__} keeps no keys and values of attention from token to token",
+        allowed="decoders with a key-value cache", hint="--task feature-extraction")
