@@ -124,9 +124,26 @@ def _shrink_layers(fields: dict[str, Any]) -> None:
             if all(isinstance(e, str) for e in entries):
                 kinds = {e: i for i, e in reversed(list(enumerate(entries)))}
                 kept = max(kept, min(max(kinds.values()) + 1, MAX_LAYERS))
-        fields[name] = min(count, kept)
+        stages = fields.get("out_features") or ()
+        fields[name] = min(count, max(kept, len(stages)))
         for other, entries in lists.items():
             fields[other] = entries[:fields[name]]
+        for other, value in fields.items():
+            if isinstance(value, dict) and value and all(str(k).isdigit() for k in value):
+                fields[other] = {k: v for k, v in value.items() if int(k) < fields[name]}
+        _read_last(fields, fields[name])
+
+
+def _read_last(fields: dict[str, Any], layers: int) -> None:
+    """A backbone that is read after some of its layers: after so many of the last ones."""
+    stages = fields.get("out_features")
+    if not isinstance(stages, list) or not all(re.fullmatch(r"stage\d+", str(s)) for s in stages):
+        return
+    if max((int(s[5:]) for s in stages), default=0) > layers:
+        last = range(layers - len(stages) + 1, layers + 1)
+        fields["out_features"] = [f"stage{i}" for i in last]
+        fields.pop("out_indices", None)
+        fields.pop("stage_names", None)
 
 
 def _field(name: str, value: Any, ids: Any) -> Any:

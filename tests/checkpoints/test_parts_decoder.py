@@ -27,6 +27,7 @@ def test_layers_with_a_state_of_their_own_are_refused_by_name(tmp_path: Path) ->
 
 
 def test_a_context_is_no_longer_than_the_table_of_positions(tmp_path: Path) -> None:
-    config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=99, max_seq_len=24)
+    config = transformers.MptConfig(
+        d_model=32, n_heads=4, n_layers=2, vocab_size=99, max_seq_len=24)
     (part,) = decoder.parts(model_of(config), tmp_path, "float32")
     assert part.spec.dims["past+sequence"].max == 24
