@@ -70,7 +70,7 @@ class Agreement:
         unexplained: flips where the plain model's margin exceeds twice the logits' difference; a
             difference beyond :data:`SUSPECT` times rounding explains no more than that.
         rho: RMSE of the logits over that of the plain model in the same precision, both against
-            the plain model in float64.
+            the plain model in float64; the largest of any sub-model and prompt, over its steps.
         quality: signal to noise of the logits against float64, in dB.
         audio: largest difference of the codec's output on the same codes, and of the whole
             model's where ``flips`` is 0.
@@ -195,14 +195,15 @@ def compare(
         for row in rows:
             margin = reference[row, other[row]] - reference[row, own[row]]
             unexplained += not margin <= 2 * explained[row]
-    noise, _ = _error(candidate, truth)
-    least, signal = _error(floor, truth)
+    errors, noise, signal = _errors(candidate, truth)
+    floors, _, _ = _errors(floor, truth)
+    least = np.maximum(floors, float(np.finfo(np.float32).eps) ** 2)  # one that is nearly exact
     assert candidate.audio is not None
     assert plain.audio is not None
     same = candidate.audio.shape == plain.audio.shape
     audio = float(np.abs(candidate.audio - plain.audio).max()) if same else float("inf")
     return Agreement(
-        decisions, flips, unexplained, float(np.sqrt(noise / least)) if least else float("nan"),
+        decisions, flips, unexplained, float(np.sqrt((errors / least).max())),
         float(10 * np.log10(signal / noise)) if noise else float("inf"), audio,
         len({row.tobytes() for row in plain.audio}) == len(plain.audio))
 
@@ -225,15 +226,25 @@ def _choices(
             yield *chosen, np.minimum(difference, SUSPECT * rounding), reference
 
 
-def _error(one: Recording, truth: Recording) -> tuple[float, float]:
-    """Sums of squares of the logits' error and of the true logits, each call relative to itself."""
-    noise = signal = 0.0
+def _errors(one: Recording, truth: Recording) -> tuple[np.ndarray, float, float]:
+    """Mean squares of the logits' errors, each call relative to its own size.
+
+    Returns:
+        Of each sub-model and prompt, [3, batch]; the sum over all calls; and their number, which is
+        the sum of the true logits' squares in the same units.
+    """
+    rows = []
     for name in (*LANGUAGE, FINE):
-        for own, true in zip(one.logits[name], truth.logits[name], strict=True):
-            scale = float(np.mean(true**2))
-            noise += float(np.mean((own - true) ** 2)) / scale
-            signal += 1.0
-    return noise, signal
+        calls = [_by_prompt((own - true) ** 2) / float(np.mean(true**2))
+                 for own, true in zip(one.logits[name], truth.logits[name], strict=True)]
+        rows.append(np.stack(calls))
+    every = np.concatenate(rows)
+    return np.stack([row.mean(axis=0) for row in rows]), float(every.mean(axis=1).sum()), len(every)
+
+
+def _by_prompt(squares: np.ndarray) -> np.ndarray:
+    found: np.ndarray = squares.reshape(len(squares), -1).mean(axis=1)
+    return found
 
 
 def _host(value: torch.Tensor) -> np.ndarray:

@@ -22,12 +22,16 @@ class Task:
         parts: kind of model, among :mod:`.parts`, that performs it in several steps with a state
             of its own; None where one forward pass does.
         head: what follows ``AutoModelFor``, where it differs from the suffix.
+        heard: whether what is read reaches the answer through attention alone: from an encoder to
+            a decoder, or from one model to the next. Random weights then need attention that
+            tells inputs apart.
     """
 
     suffix: str
     mapping: str
     parts: str | None = None
     head: str = ""
+    heard: bool = False
 
     @property
     def auto(self) -> str:
@@ -71,10 +75,12 @@ TASKS: Mapping[str, Task] = {
     "text-generation": Task("ForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", parts="decoder"),
     "text2text-generation": Task(
         "ForConditionalGeneration", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
-        parts="seq2seq"),
+        parts="seq2seq", heard=True),
     "automatic-speech-recognition": Task(
-        "ForConditionalGeneration", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", parts="seq2seq"),
-    "text-to-audio": Task("Model", "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES", parts="bark"),
+        "ForConditionalGeneration", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", parts="seq2seq",
+        heard=True),
+    "text-to-audio": Task(
+        "Model", "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES", parts="bark", heard=True),
 }
 
 _LISTED = ("text-to-audio", "automatic-speech-recognition")

@@ -21,12 +21,17 @@ if TYPE_CHECKING:
     import torch
 
 
-def draw_random(root: str, out: str, class_name: str, seed: int) -> None:
+def draw_random(
+    root: str, out: str, class_name: str, seed: int, attention: float | None = None
+) -> None:
     """Build a class from ``root/config.json`` with seeded weights and save it to ``out``.
 
     transformers starts biases at zero and norms at one, which would hide a bias that an exporter
     drops or a norm that it mixes up: one-dimensional parameters and running statistics are moved
     off those values.
+
+    Args:
+        attention: see :func:`_widen`; None leaves it as the library draws it.
     """
     import torch
     import transformers
@@ -36,6 +41,8 @@ def draw_random(root: str, out: str, class_name: str, seed: int) -> None:
     config.dtype = torch.float32
     model = getattr(transformers, class_name)._from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
+        if attention is not None:
+            _widen(model, attention)
         for name, parameter in model.named_parameters():
             if parameter.ndim <= 1 and parameter.is_floating_point():
                 scale = 0.02 if name.endswith("bias") else 0.1
@@ -48,6 +55,23 @@ def draw_random(root: str, out: str, class_name: str, seed: int) -> None:
             elif buffer.ndim > 1 and buffer.is_floating_point() and not buffer.any():
                 buffer.normal_()  # a codebook of zeros makes every code the same
     model.save_pretrained(out, max_shard_size="2GB")
+
+
+def _widen(model: torch.nn.Module, attention: float) -> None:
+    """Let attention's projections return ``attention`` times the size of what they are given.
+
+    Those alone that the config draws with one constant for every width (``initializer_range``,
+    ``init_std``), and that come out narrower: an architecture that scales its weights by their
+    width, such as T5, means them as they are.
+    """
+    configs = [module.config for module in model.modules() if hasattr(module, "config")]
+    constants = {getattr(config, name, None) or 0.0
+                 for config in configs for name in ("initializer_range", "init_std")}
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2 and ("attn" in name or "attention" in name):
+            found, wanted = float(weight.std()), attention / min(weight.shape) ** 0.5
+            if found < wanted and any(abs(found - c) < 0.1 * c for c in constants):
+                weight.mul_(wanted / found)
 
 
 def convert(root: str, out: str, class_name: str, dtype: str, init: Mapping[str, Any]) -> None:

@@ -54,6 +54,9 @@ SHAPES: tuple[tuple[int, int, Padding], ...] = (
 )  # fmt: skip
 """Batch, length of the longest prompt, and padding."""
 
+PROMPTS = 8
+"""Answers that are held against each other."""
+
 SUSPECT = validate.Rule().suspect
 """Times the reference's error that rounding explains."""
 
@@ -324,6 +327,16 @@ def _run_as(
     return opener()
 
 
+def _contents(spec: ModelSpec, feeds: Mapping[str, np.ndarray]) -> list[bytes]:
+    """What each row of a batch says, its padding left out: two rows may say the same."""
+    (main, *_), masks = ([t.name for t in spec.inputs if (t.role == "mask") is wanted]
+                         for wanted in (False, True))
+    rows = feeds[main]
+    if not masks:
+        return [row.tobytes() for row in rows]
+    return [row[kept == 1].tobytes() for row, kept in zip(rows, feeds[masks[0]], strict=True)]
+
+
 def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
@@ -340,7 +353,7 @@ class _Tokens:
         self._opened: Session | None = None
         self._cases: list[validate.CaseRecord] = []
         self._results: list[validate.Result] = []
-        self._first: list[np.ndarray] = []
+        self._first: dict[bytes, np.ndarray] = {}
         self._notes: list[str] = []
         self._seconds = 0.0
 
@@ -359,7 +372,9 @@ class _Tokens:
                     label, "*", "generation", "fail", f"the {side}'s generate fails: {what}"))
                 break
         if sides:
-            self._first += list(sides[0]["logits"][:, 0])
+            answers = zip(_contents(self._reference.spec, feeds), sides[0]["logits"][:, 0],
+                          strict=True)
+            self._first = {**dict(answers), **self._first}
         if len(sides) == 2:
             self._results += self._compared(label, feeds, sides[1], sides[0])
         seconds = time.perf_counter() - started
@@ -371,7 +386,7 @@ class _Tokens:
         """A report with these results; and whether the answers told the prompts apart."""
         results = tuple(self._results)
         if self._first:
-            rows = np.stack(self._first[:8])
+            rows = np.stack(list(self._first.values())[:PROMPTS])
             results += (validate.diversity("*", "first logits", rows),)
         return report.with_results("generation", tuple(self._cases), results,
                                    tuple(self._notes), self._seconds)

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from ..validate import ParityReport
     from .request import Notify
 
-TOKENS = 8
+TOKENS = 16
+"""Of meaning, each a step whose logits are compared; the coarse model takes three steps for each,
+and the fine one six for all."""
+
 TEXT_WINDOW, FINE_WINDOW = 64, 128
 """Most that is generated and read at once: windows are settings, which no graph depends on."""
 

@@ -15,8 +15,14 @@ import numpy as np
 from .report import Result
 
 ALIKE = 1e-4
-"""Spread of answers to different prompts, relative to their size, below which they prove little: a
-decoder that ignored its prompt would come within some thousand roundoffs of float32."""
+"""Spread of answers to different prompts, relative to their size, below which they prove little.
+
+A graph that ignored what it is given would be off by about this much; Gate A allows two or three
+roundoffs of the reference, 2e-6 of the answers' size. Measured on seeded architectures of full size
+in float32: GPT-2 0.66, Whisper-tiny as the library draws it 0.0026, and 0 to 8e-7 (rounding) where
+the decoder's attention to the encoder is switched off or two prompts are the same. 1e-4 lies 50
+times above what a fault could hide in and 26 times below the faintest model that does listen.
+In half precision rounding alone reaches 1e-3; there the float32 parent has been held to it."""
 
 TIE = 2.0
 """Errors that the truth's margin must exceed for a flip to count, as for Gate C's agreement."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,20 @@ def test_half_precision_is_held_to_its_own_rounding(
     assert found.verdict("bfloat16") == "pass"
     assert found.verdict("float32") == "fail"
     assert 20 < found.quality < 70
+
+
+def test_one_prompt_in_one_sub_model_is_not_averaged_away(
+    plain: bark.Recording, truth: bark.Recording
+) -> None:
+    """Three times the rounding, in a third of the rows of one sub-model of three."""
+    worse = copy.deepcopy(plain)
+    calls = zip(worse.logits["semantic"], truth.logits["semantic"], strict=True)
+    for own, true in calls:
+        own[1] = true[1] + 3 * (own[1] - true[1])
+    found = bark.compare(worse, plain, plain, truth, codebook=16)
+    assert (found.flips, found.audio) == (0, 0.0)
+    assert found.rho == pytest.approx(3)
+    assert found.verdict("float32") == "fail"
 
 
 @pytest.mark.parametrize("spoil", ["scale", "causal"])

@@ -283,6 +283,32 @@ def test_random_weights_for_another_task(tmp_path):
     assert load(checkpoint).spec.output_names == ("start_logits", "end_logits")
 
 
+def drawn(tmp_path, kind, architecture, **fields):
+    directory = tmp_path / kind
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(
+        {"model_type": kind, "architectures": [architecture],
+         **tiny_models.CONFIGS[kind], **fields}))
+    return tiny_models.tensors(resolve(str(directory), weights="random").root)
+
+
+def test_attention_that_an_answer_depends_on_is_drawn_wide(tmp_path):
+    """Where an encoder is heard through attention alone; and only what a constant made narrow."""
+    whisper = drawn(tmp_path, "whisper", "WhisperForConditionalGeneration", init_std=0.02)
+    sizes = {name: float(t.std()) for name, t in whisper.items() if t.ndim == 2}
+    attention = {name: size for name, size in sizes.items() if "attn" in name}
+    assert len(attention) == 24
+    assert all(abs(size - 2 / 32**0.5) < 0.05 for size in attention.values())
+    assert max(size for name, size in sizes.items() if ".fc" in name) < 0.03
+    gpt2 = drawn(tmp_path, "gpt2", "GPT2LMHeadModel")
+    narrow = [float(t.std()) for name, t in gpt2.items() if ".attn.c_" in name and t.ndim == 2]
+    assert len(narrow) == 4
+    assert max(narrow) < 0.03
+    t5 = drawn(tmp_path, "t5", "T5ForConditionalGeneration")
+    queries = [float(t.std()) for name, t in t5.items() if name.endswith(".q.weight")]
+    assert all(abs(size - (32 * 8) ** -0.5) < 0.02 for size in queries)
+
+
 def test_running_statistics_are_drawn_and_stay_valid(tmp_path):
     directory = tmp_path / "resnet"
     directory.mkdir()

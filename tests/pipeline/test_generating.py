@@ -191,3 +191,42 @@ def test_a_side_that_raises_is_the_outcome_of_its_case(written: Path) -> None:
         (result,) = found._results
         assert result.verdict == "fail"
         assert result.reason == f"the {side}'s generate fails: no such layer"
+
+
+def heard(spec: Any, cases: list[validate.Case], *, deaf: bool) -> validate.Verdict:
+    """The verdict of the generation gate where answers follow from the prompt's last token, or not.
+
+    The last token of every row is content: rows are padded on the left.
+    """
+
+    class Model(Session):
+        runtime = "made up"
+
+        def placement(self) -> Placement:
+            return Placement("cpu")
+
+        def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            last = feeds["input_ids"][:, -1] * (0 if deaf else 1)
+            logits = np.random.default_rng(0).standard_normal((99, 1, 99))[last]
+            return {"greedy": logits.argmax(-1), "logits": logits.astype(np.float32)}
+
+    compared = generating._Tokens(Model(spec), Model(spec), lambda: Model(spec))
+    for case in cases:
+        compared.compare(case)
+    empty = validate.ParityReport("pass", {}, validate.Rule(), True, 1, (), (), (), (), {}, 0.0)
+    return compared.added_to(empty).gates["generation"]
+
+
+def test_equal_prompts_may_be_answered_alike_and_others_may_not(written: Path) -> None:
+    spec = generating._Prompt.of(artifacts.read(written)).spec
+    twice = [validate.Case((("batch", 3), ("sequence", 5)), "left", 1)] * 2
+    assert heard(spec, twice, deaf=False) == "pass"
+    assert heard(spec, twice, deaf=True) == "suspect"
+
+
+def test_a_prompt_is_what_is_not_padding(written: Path) -> None:
+    spec = generating._Prompt.of(artifacts.read(written)).spec
+    ids = np.array([[9, 9, 4, 5], [7, 7, 4, 5], [1, 2, 4, 5]])
+    mask = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1]])
+    one, two, other = generating._contents(spec, {"input_ids": ids, "attention_mask": mask})
+    assert one == two != other
