@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -25,8 +24,7 @@ from ..errors import (
     UnsafeError,
     UsageError,
 )
-from ..runtimes import benchmark
-from . import deriving, exporting
+from . import deriving, exporting, figures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,18 +33,13 @@ if TYPE_CHECKING:
     from ..artifacts import Artifact
     from ..checkpoints import LoadedModel
     from ..exporters import Derivation, Exporter
-    from ..runtimes.benchmark import Row
+    from .figures import Figures
     from .request import ModelRequest, Notify
 
 Outcome = Literal["measured", "rejected", "failed", "left out"]
 OBJECTIVES = ("latency", "throughput", "size", "memory")
-MANY = 8
-"""Rows of the call that throughput and memory are measured at."""
-
 ROUNDS = 5
 """Fresh processes for each figure, as far as the time allows."""
-
-SAMPLING = benchmark.Sampling(warmup=2, samples=30, min_samples=3, seconds=3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +49,7 @@ class Trial:
     Attributes:
         options: that differ from the plain export's.
         bytes: of its weights.
-        latency_s: of a call with one row, median.
-        rows_per_s: of calls with :data:`MANY` rows, median.
-        peak_bytes: resident, of the process that ran those.
+        runtime, latency_s, rows_per_s, peak_bytes: see :class:`~.figures.Figures`.
         front: no other trial is at least as good in all four and better in one.
     """
 
@@ -83,8 +74,8 @@ class Trial:
             return self.reason
         place = "on the front" if self.front else "not on the front"
         return (f"{1e3 * self.latency_s:.4g} ms a row alone, {self.rows_per_s:.4g} rows/s by "
-                f"{MANY}, weights {self.bytes / 1e6:.4g} MB, peak {self.peak_bytes / 1e6:.4g} MB "
-                f"({self.runtime}); {place}")
+                f"{figures.MANY}, weights {self.bytes / 1e6:.4g} MB, "
+                f"peak {self.peak_bytes / 1e6:.4g} MB ({self.runtime}); {place}")
 
 
 class Search:
@@ -166,8 +157,7 @@ class Search:
             return Trial(name, changed, kind, error.found), None
         finally:
             self._longest = max(self._longest, time.monotonic() - start)
-        size = sum(artifact.manifest.facts["weight_bytes"].values())
-        return Trial(name, changed, "measured", bytes=size), artifact
+        return Trial(name, changed, "measured", bytes=figures.weight_bytes(artifact)), artifact
 
     def _place(self, options: Any) -> Path:
         plain = dataclasses.asdict(options)
@@ -219,19 +209,9 @@ class Search:
         self, trials: Sequence[Trial], made: dict[str, Artifact], rounds: int
     ) -> list[Trial]:
         """The trials with the figures of so many rounds; those of before are used again."""
-        dims = self._model.spec.dims
-        length = dims["sequence"].opt if "sequence" in dims else 1
-        many = min(MANY, dims["batch"].max) if "batch" in dims else 1
-        request = benchmark.SweepRequest(
-            tuple(_subject(name, artifact) for name, artifact in made.items()),
-            self._workshop / "measured",
-            batches=tuple(sorted({1, many})), sequences=(length,),
-            threads=(len(os.sched_getaffinity(0)),),
-            rounds=rounds, aa=False, sampling=SAMPLING, measure_ceilings=False)
-        rows: dict[tuple[str, int], Row] = {
-            (row.cell.subject, row.cell.batch): row for row in benchmark.run_sweep(request).rows}
-        return [_filled(trial, rows[trial.name, 1], rows[trial.name, many])
-                if trial.name in made else trial for trial in trials]
+        found = figures.measure(self._model, made, self._workshop / "measured", rounds)
+        return [_filled(trial, found[trial.name]) if trial.name in made else trial
+                for trial in trials]
 
 
 def search(
@@ -249,7 +229,7 @@ def search(
     below ``OUTPUT.search``, and if the time was over before the end, all others too.
 
     Raises:
-        UsageError: the model is several graphs, which are not measured as one.
+        UsageError: the model is several graphs that generate no tokens.
         ModelportError: as :func:`~.exporting.export`; every combination failed.
     """
     start = time.monotonic()
@@ -259,12 +239,7 @@ def search(
     with artifacts.stage(output, force=force) as staging:
         model = checkpoints.load(
             request.resolve(), attention=exporter.attention(exporter.base(options)))
-        if model.parts:
-            raise UsageError(
-                "--optimize auto measures models of one graph, and this one is "
-                + ", ".join(model.parts),
-                allowed="one of --optimize, --dtype and --quantize",
-                hint="--quantize int8-weights")
+        figures.require_measurable(model)
         workshop.mkdir(parents=True, exist_ok=True)
         work = Search(exporter, request, model, workshop, seconds, notify)
         trials, made = work.run(candidates)
@@ -277,7 +252,7 @@ def search(
             "why": why,
             "search_seconds": seconds,
             "seconds": round(time.monotonic() - start, 1),
-            "threads": len(os.sched_getaffinity(0)),
+            "threads": figures.threads(),
             "trials": [dataclasses.asdict(trial) for trial in trials],
         }
         attempts = tuple(artifacts.Attempt(t.name, _kind(t, best), _told(t, best, why))
@@ -330,25 +305,11 @@ def _with_front(trials: Sequence[Trial]) -> list[Trial]:
             for t in trials]
 
 
-def _filled(trial: Trial, one: Row, many: Row) -> Trial:
-    for row in (one, many):
-        if row.p50 is None or row.throughput is None or row.memory is None:
-            return dataclasses.replace(trial, outcome="failed",
-                                       reason=f"not measured: {row.detail or row.status}")
-    assert one.p50 is not None
-    assert many.throughput is not None
-    assert many.memory is not None
+def _filled(trial: Trial, found: Figures | str) -> Trial:
+    if isinstance(found, str):
+        return dataclasses.replace(trial, outcome="failed", reason=f"not measured: {found}")
     return dataclasses.replace(
-        trial, outcome="measured", reason="", runtime=one.runtime, latency_s=one.p50.value,
-        rows_per_s=many.throughput.value, peak_bytes=many.memory.peak)
-
-
-def _subject(name: str, artifact: Artifact) -> benchmark.Subject:
-    manifest = artifact.manifest
-    return benchmark.Subject(
-        name, str(artifact.root.absolute()), manifest.identity, parity="pass",
-        dtype=str(manifest.facts.get("precision") or "float32"),
-        weight_bytes=sum(manifest.facts["weight_bytes"].values()))
+        trial, outcome="measured", reason="", **dataclasses.asdict(found))
 
 
 def _kind(trial: Trial, best: Trial) -> Literal["kept", "rejected", "failed", "skipped"]:

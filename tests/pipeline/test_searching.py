@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from modelport import artifacts, exporters, pipeline
 from modelport.errors import ExportError, UsageError
 from modelport.exporters.onnx import OnnxOptions
-from modelport.pipeline import deriving, searching
+from modelport.pipeline import deriving, figures, searching
 from modelport.pipeline.searching import Trial
 from modelport.runtimes import benchmark
 
@@ -67,17 +69,45 @@ def test_a_search_covers_graphs_and_precisions_unless_one_is_asked_for() -> None
         exporter.check(OnnxOptions(search_seconds=0))
 
 
-def test_a_search_needs_its_gates_and_one_graph(
-    tiny: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_search_needs_its_gates(tiny: Callable[..., Path], tmp_path: Path) -> None:
     options = OnnxOptions(optimize="auto")
     request = pipeline.ModelRequest(str(tiny("bert")))
     with pytest.raises(UsageError, match="cannot do without"):
         pipeline.export("onnx", request, tmp_path / "out", options, validate=False)
-    several = pipeline.ModelRequest(str(tiny("gpt2", "text-generation")))
-    with pytest.raises(UsageError, match="one graph, and this one is decoder"):
-        pipeline.export("onnx", several, tmp_path / "out", options)
     assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_search_measures_calls_or_tokens() -> None:
+    def model(*parts: str) -> Any:
+        return SimpleNamespace(parts=dict.fromkeys(parts))
+
+    for parts in ((), ("decoder",), ("encoder", "cross", "decoder")):
+        figures.require_measurable(model(*parts))
+    with pytest.raises(UsageError, match="this one is semantic, coarse"):
+        figures.require_measurable(model("semantic", "coarse"))
+
+
+@pytest.mark.slow
+def test_a_search_of_a_model_that_generates(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = exporters.get("onnx")
+    plain = OnnxOptions()
+    candidates = (plain, dataclasses.replace(plain, optimize="fuse"))
+    monkeypatch.setattr(type(exporter), "candidates", lambda self, options:
+                        candidates if options.optimize == "auto" else ())
+    monkeypatch.setattr(searching, "ROUNDS", 1)
+    monkeypatch.setattr(figures, "TOKENS", 4)
+    request, out = pipeline.ModelRequest(str(tiny("gpt2", "text-generation"))), tmp_path / "out"
+    made = pipeline.export("onnx", request, out, OnnxOptions(optimize="auto"))
+    trials = {t["name"]: t for t in made.manifest.facts["search"]["trials"]}
+    assert {name: t["outcome"] for name, t in trials.items()} == {
+        "plain": "measured", "fuse": "measured"}
+    assert all(t["latency_s"] > 0 and t["rows_per_s"] > 0 and t["peak_bytes"] > 1e7
+               for t in trials.values())
+    assert trials["plain"]["bytes"] == (out / "model.safetensors").stat().st_size
+    assert made.manifest.proven
+    assert set(made.manifest.components) == {"decoder"}
 
 
 @pytest.mark.slow
@@ -90,7 +120,7 @@ def test_a_search_from_end_to_end_and_again(
                   dataclasses.replace(plain, quantize="int8-dynamic"))
     monkeypatch.setattr(type(exporter), "candidates", lambda self, options:
                         candidates if options.optimize == "auto" else ())
-    monkeypatch.setattr(searching, "SAMPLING", benchmark.Sampling(1, 5, 3, 0.2))
+    monkeypatch.setattr(figures, "SAMPLING", benchmark.Sampling(1, 5, 3, 0.2))
     monkeypatch.setattr(deriving, "MOST_KEPT", 0)
     request, out = pipeline.ModelRequest(str(tiny("bert"))), tmp_path / "out"
     options = OnnxOptions(optimize="auto", objective="size", search_seconds=1)
