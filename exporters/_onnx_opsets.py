@@ -1,4 +1,4 @@
-"""Operators that an opset has, but not for integers, in operators that it has for them."""
+"""What an operator means or takes differs by opset; here it is what torch meant."""
 
 from __future__ import annotations
 
@@ -6,6 +6,31 @@ import onnx_ir as ir
 
 CLIP_OF_INTEGERS = 12
 """First opset whose Clip, Min and Max take integers (ONNX operator changelog)."""
+
+ZERO_IS_ZERO = 14
+"""First opset whose Reshape can be told that 0 is a size (ONNX operator changelog)."""
+
+
+def keep_zeros(graph: ir.Model, opset: int) -> None:
+    """Let a size that is 0 when the graph runs be 0 in each Reshape to computed sizes.
+
+    To ONNX a 0 there says "as it was", which torch never means. Where -1 is among the sizes, both
+    at once are not allowed, and it stays as it is.
+    """
+    if opset < ZERO_IS_ZERO:
+        return
+    for node in graph.graph.all_nodes():
+        if node.op_type == "Reshape" and node.domain == "" and _computed(node.inputs[1]):
+            node.attributes["allowzero"] = ir.AttrInt64("allowzero", 1)
+
+
+def _computed(shape: ir.Value | None) -> bool:
+    """Whether sizes are put together from some that are computed and constants above 0."""
+    node = shape.producer() if shape is not None else None
+    if node is None or node.op_type != "Concat":
+        return False
+    known = [ir.convenience.get_const_tensor(part) for part in node.inputs if part is not None]
+    return None in known and all((part.numpy() > 0).all() for part in known if part is not None)
 
 
 def clip_integers(graph: ir.Model, opset: int) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from ._torch_einsum import einsum, product
+
 _range, _list, _len = range, list, len
 
 
@@ -24,6 +26,10 @@ def followed(module: torch.nn.Module) -> Iterator[None]:
     """Trace ``module`` with these idioms expressed by operators that follow its sizes."""
     with ExitStack() as stack:
         stack.enter_context(_replaced(torch.Tensor, "as_strided", _as_strided))
+        stack.enter_context(_replaced(torch.Tensor, "view", _view))
+        stack.enter_context(_replaced(torch.Tensor, "reshape", _reshape))
+        stack.enter_context(_replaced(torch, "bmm", _bmm))
+        stack.enter_context(_replaced(torch, "einsum", einsum))
         stack.enter_context(_replaced(torch, "diff", _diff))
         stack.enter_context(_replaced(torch.Tensor, "diff", _diff))
         for home in _homes(module):
@@ -131,6 +137,41 @@ def _diff(
     return whole.narrow(dim, 1, count) - whole.narrow(dim, 0, count)
 
 
+_torch_view, _torch_reshape = torch.Tensor.view, torch.Tensor.reshape
+
+
+def _view(tensor: torch.Tensor, *shape: Any) -> torch.Tensor:
+    """``view``; see :func:`_flat`."""
+    return tensor.flatten(1) if _flat(tensor, shape) else _torch_view(tensor, *shape)
+
+
+def _reshape(tensor: torch.Tensor, *shape: Any) -> torch.Tensor:
+    """``reshape``; see :func:`_flat`."""
+    return tensor.flatten(1) if _flat(tensor, shape) else _torch_reshape(tensor, *shape)
+
+
+def _flat(tensor: torch.Tensor, shape: tuple[Any, ...]) -> bool:
+    """Whether ``(n, -1)`` keeps the first axis, whose size ``n`` is traced, and joins the others.
+
+    As a shape it could not be followed to ``n`` = 0, where -1 may be anything.
+    """
+    if _len(shape) != 2 or tensor.dim() < 2:
+        return False
+    size, rest = shape
+    return (isinstance(size, torch.Tensor) and not isinstance(rest, torch.Tensor) and rest == -1
+            and torch._C._is_tracing() and int(size) == int(tensor.shape[0]))
+
+
+_torch_bmm = torch.bmm
+
+
+def _bmm(left: torch.Tensor, right: torch.Tensor, **rest: Any) -> torch.Tensor:
+    """``bmm``, which a trace may follow to operands without elements."""
+    if rest or not torch._C._is_tracing():
+        return _torch_bmm(left, right, **rest)
+    return product(left, right)
+
+
 class _Positions:
     """``list(range(n))`` of an ``n`` that the trace follows; slices and sums of it, too."""
 
@@ -172,8 +213,11 @@ def _counted(*bounds: Any) -> Any:
 
 
 def _length(value: Any) -> Any:
-    """``len``, traced for positions."""
-    return value.tensor.shape[0] if isinstance(value, _Positions) else _len(value)
+    """``len``, traced for positions and tensors."""
+    if isinstance(value, _Positions):
+        return value.tensor.shape[0]
+    traced = isinstance(value, torch.Tensor) and value.dim() and torch._C._is_tracing()
+    return value.shape[0] if traced else _len(value)
 
 
 class _ListType(type):

@@ -215,6 +215,7 @@ class OnnxExporter(Exporter[OnnxOptions]):
             _require_dynamic(graph, part.spec)
             _bind_weights(graph, part)
             _onnx_opsets.clip_integers(graph, chosen_opset(options))
+            _onnx_opsets.keep_zeros(graph, chosen_opset(options))
             _onnx_attention.unguard(graph, chosen_opset(options))
             _tidy(graph, part.spec)
             graphs[file] = graph

@@ -1,4 +1,4 @@
-"""Clip of integers at opsets that have none for them."""
+"""Operators that mean or take different things at different opsets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from modelport.exporters._onnx_opsets import clip_integers
+from modelport.exporters._onnx_opsets import clip_integers, keep_zeros
 from onnx import TensorProto, helper
 
 
@@ -63,3 +63,43 @@ def test_bounds_of_another_type_are_brought_to_that_of_the_values() -> None:
     clip_integers(model, 11)
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
     assert session.run(None, {"x": np.array([9], np.int64)})[0] == 3
+
+
+def reshape(sizes: list[int | str], opset: int = 17) -> ir.Model:
+    """Reshape of ``x[n, 3]`` to sizes that are numbers or taken from an axis of ``like``."""
+    info, node = helper.make_tensor_value_info, helper.make_node
+    nodes = [node("Shape", ["like"], ["shape"])]
+    constants = []
+    for i, size in enumerate(sizes):
+        value = int(size)
+        constants.append(helper.make_tensor(f"c{i}", TensorProto.INT64, [1], [value]))
+        if isinstance(size, str):
+            nodes.append(node("Gather", ["shape", f"c{i}"], [f"s{i}"], axis=0))
+    parts = [f"s{i}" if isinstance(size, str) else f"c{i}" for i, size in enumerate(sizes)]
+    nodes += [node("Concat", parts, ["sizes"], axis=0), node("Reshape", ["x", "sizes"], ["y"])]
+    kind = TensorProto.FLOAT
+    inputs = [info("x", kind, ["n", 3]), info("like", kind, ["a", "b"])]
+    outputs = [info("y", kind, [None] * len(sizes))]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
+    return ir.from_proto(helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
+
+
+def allows(model: ir.Model) -> bool:
+    return "allowzero" in next(n for n in model.graph if n.op_type == "Reshape").attributes
+
+
+def test_a_computed_size_of_zero_is_zero() -> None:
+    model = reshape(["0", "1", 3])
+    keep_zeros(model, 17)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    feeds = {"x": np.ones((0, 3), np.float32), "like": np.ones((5, 0), np.float32)}
+    assert session.run(None, feeds)[0].shape == (5, 0, 3)
+
+
+@pytest.mark.parametrize(("sizes", "opset"), [
+    (["0", -1], 17), (["0", 0, 3], 17), ([1, 3], 17), (["0", 3], 13)])
+def test_a_reshape_that_may_mean_something_else_stays(sizes: list[int | str], opset: int) -> None:
+    model = reshape(sizes, opset)
+    keep_zeros(model, opset)
+    assert not allows(model)

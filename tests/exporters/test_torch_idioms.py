@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from modelport.exporters._onnx_opsets import keep_zeros
 from modelport.exporters._torch_idioms import followed
 
 
@@ -51,6 +54,20 @@ class Steps(torch.nn.Module):
         return torch.diff(x, prepend=x[:, :1] * 2, dim=1)[:, 1:] + x.diff(dim=1)
 
 
+class Found(torch.nn.Module):
+    """As many rows as hold a number that is found: none at some sizes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = (x[:, :, 0] > 50).nonzero(as_tuple=True)
+        rows = x[places].view(len(places[0]), 3, 1)
+        flat = rows.view(len(places[0]), -1) if len(places[0]) else rows[:, :, 0]
+        left = flat.view(len(places[0]), 3, 1).transpose(0, 1)
+        right = x.sum(0)[:4].view(4, 3, 1).transpose(0, 1)
+        scores = torch.bmm(left, right.transpose(1, 2))
+        again = torch.einsum("blhd,bshd->blhs", x[:1, :, None], flat[None, :, None])
+        return x.sum(1) + scores.sum() + again.sum() + flat.sum(0)
+
+
 class Looping(torch.nn.Module):
     """A loop over a fixed number of columns, which stays what it is."""
 
@@ -58,17 +75,22 @@ class Looping(torch.nn.Module):
         return sum((x[:, i] * i for i in reversed(range(3))), torch.zeros(()))
 
 
-def exported(module: torch.nn.Module, example: torch.Tensor) -> onnxruntime.InferenceSession:
+def exported(
+    module: torch.nn.Module, example: torch.Tensor, opset: int = 13
+) -> onnxruntime.InferenceSession:
     file = io.BytesIO()
     with followed(module):
         torch.onnx.export(module.eval(), (example,), file, input_names=["x"],
                           output_names=["y"], dynamic_axes={"x": {0: "b", 1: "n"}}, dynamo=False,
-                          opset_version=13)
-    return onnxruntime.InferenceSession(file.getvalue())
+                          opset_version=opset)
+    graph = ir.from_proto(onnx.load_from_string(file.getvalue()))
+    keep_zeros(graph, opset)
+    return onnxruntime.InferenceSession(ir.to_proto(graph).SerializeToString())
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("module", [HalfOverlapping(), Thirds(), Positions(), Steps(), Looping()],
+@pytest.mark.parametrize("module", [
+    HalfOverlapping(), Thirds(), Positions(), Steps(), Looping()],
                          ids=lambda m: type(m).__name__)
 def test_right_at_sizes_never_traced(module: torch.nn.Module) -> None:
     session = exported(module, torch.randn(2, 8, 3))
@@ -77,6 +99,20 @@ def test_right_at_sizes_never_traced(module: torch.nn.Module) -> None:
         expected = module(torch.from_numpy(x)).numpy()
         found = session.run(None, {"x": x})[0]
         np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rows", [3, 1, 0])
+def test_rows_that_are_found_in_the_data_may_be_none(rows: int) -> None:
+    def drawn(count: int) -> torch.Tensor:
+        x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 8, 3), np.float32))
+        x[0, :count, 0] += 100
+        return x
+
+    session = exported(Found(), drawn(2), opset=17)
+    expected = Found()(drawn(rows)).numpy()
+    found = session.run(None, {"x": drawn(rows).numpy()})[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_other_strides_are_left_to_torch() -> None:
