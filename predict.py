@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,9 @@ def _sequences(pipeline: Pipeline, arguments: Mapping[str, Any], seed: int) -> A
     from .checkpoints.loader import quiet
 
     torch.manual_seed(seed)
-    with torch.inference_mode(), quiet():
+    with torch.inference_mode(), quiet(), warnings.catch_warnings():
+        # How long, where nobody has said: --help tells.
+        warnings.filterwarnings("ignore", "Using the model-agnostic default `max_length`")
         return pipeline.generate(**arguments).cpu()
 
 

@@ -8,6 +8,7 @@ stopping rules stay the library's.
 
 from __future__ import annotations
 
+import copy
 import importlib
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from ...artifacts import Artifact
     from ...session import Session
+
+
+_CACHE = "cache_implementation"
 
 
 class Pipeline:
@@ -49,8 +53,10 @@ class Pipeline:
         """The model's own ``generate``, with its own arguments.
 
         Raises:
-            UsageError: the prompt or what is asked for does not fit the model.
+            UsageError: the prompt or what is asked for does not fit the model, or the generation
+                config asks for a way of choosing or a cache that is not to be had.
         """
+        _require_honoured(self.model.generation_config, kwargs)
         return self.model.generate(*args, **kwargs)
 
     def prompt(self, texts: Sequence[str]) -> dict[str, Any]:
@@ -89,6 +95,30 @@ class Pipeline:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _require_honoured(own: Any, given: Mapping[str, Any]) -> None:
+    """Refuse what a generation config or an argument asks for and the library would fail at."""
+    from transformers.generation import GenerationMode
+
+    config = copy.deepcopy(given.get("generation_config") or own)
+    settings = {**vars(config), **given}
+    nested = {f"{name}: {key}": value for name, of in settings.items() if isinstance(of, dict)
+              for key, value in of.items()}
+    for name, value in {**settings, **nested}.items():
+        if name.endswith(_CACHE) and value not in (None, "dynamic"):
+            raise UsageError(f"{name} is {value!r}, a cache that the graphs do not take",
+                             allowed="unset or 'dynamic'", hint=f"{_CACHE}=None")
+    config.update(**{name: value for name, value in given.items() if hasattr(config, name)})
+    mode = config.get_generation_mode(given.get("assistant_model"))
+    apart = {GenerationMode.CONTRASTIVE_SEARCH, GenerationMode.DOLA_GENERATION,
+             GenerationMode.CONSTRAINED_BEAM_SEARCH, GenerationMode.GROUP_BEAM_SEARCH}
+    if mode in apart and not given.get("trust_remote_code"):
+        raise UsageError(
+            f"the generation config asks for {mode.value.replace('_', ' ')}, which transformers "
+            "no longer has itself and would fetch as code from the hub",
+            allowed="greedy search, sampling, beams, prompt lookup",
+            hint="leave the settings of it out of generation_config.json and export again")
 
 
 def build(artifact: Artifact, sessions: Mapping[str, Session], device: str = "cpu") -> Pipeline:

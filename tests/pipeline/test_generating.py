@@ -59,8 +59,43 @@ def test_run_says_what_the_model_says(
 
 
 @pytest.mark.parametrize(
+    ("config", "found"),
+    [({"cache_implementation": "quantized"}, "cache_implementation is 'quantized'"),
+     ({"dola_layers": "high"}, "asks for dola generation"),
+     ({"output_attentions": True, "return_dict_in_generate": True}, "take output_attentions"),
+     ({"max_length": 99}, "2 tokens and 97 new ones are more than the context holds")],
+    ids=["cache", "dola", "attentions", "length"],
+)  # fmt: skip
+def test_run_refuses_a_generation_config_it_cannot_honour(
+    written: Path, tmp_path: Path, config: dict[str, Any], found: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = shutil.copytree(written.parent / "model", tmp_path / "model")
+    file = source / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    request = pipeline.ModelRequest(str(source))
+    pipeline.export("onnx", request, tmp_path / "out", validate=False)
+    assert execute(["run", str(tmp_path / "out"), "--text", "proof before"]) == 2
+    assert found in capsys.readouterr().err
+
+
+def test_run_refuses_a_component_that_is_gone_or_changed(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = shutil.copytree(written, tmp_path / "lost")
+    (lost / "decoder.onnx").unlink()
+    changed = shutil.copytree(written, tmp_path / "changed")
+    with (changed / "decoder.onnx").open("ab") as file:
+        file.write(b"more")
+    for place, found in ((lost, "decoder.onnx is missing"), (changed, "decoder.onnx has")):
+        assert execute(["run", str(place), "--text", "proof"]) == 4
+        assert found in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("asked", "found"),
     [(["--text", ""], "'' has no tokens"),
+     (["--text", "proof " * 41], "41 tokens are more than the context holds"),
      (["--text", "proof", "--max-new-tokens", "41"], "more than the context holds")],
 )  # fmt: skip
 def test_run_refuses_what_does_not_fit(

@@ -141,10 +141,16 @@ def test_it_holds_no_weights(opened: tuple[Any, Any]) -> None:
         ({"max_new_tokens": None, "max_length": 99}, "7 tokens and 92 new ones"),
         ({"attention_mask": torch.tensor([[1] * 7, [0] * 7, [1] * 7])}, "prompt 1 .* is empty"),
         ({"input_ids": torch.zeros(1, 0, dtype=torch.int64)}, "the prompt is empty"),
-        ({"cache_implementation": "static"}, "cache is a StaticCache"),
+        ({"cache_implementation": "static"}, "cache_implementation is 'static'"),
+        ({"cache_implementation": "quantized"}, "cache_implementation is 'quantized'"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "asks for contrastive search"),
+        ({"dola_layers": "high"}, "asks for dola generation"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "asks for group beam search"),
+        ({"force_words_ids": [[5]], "num_beams": 2}, "asks for constrained beam search"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "take output_attentions"),
     ],
-    ids=["prompt", "new-tokens", "max-length", "empty-row", "no-tokens", "cache", "attentions"],
+    ids=["prompt", "new-tokens", "max-length", "empty-row", "no-tokens", "cache", "quantised",
+         "contrastive", "dola", "groups", "words", "attentions"],
 )
 def test_what_it_cannot_honour_is_refused(
     opened: tuple[Any, Any], asked: dict[str, Any], found: str

@@ -13,6 +13,7 @@ import pytest
 import torch
 from modelport import checkpoints, load_pipeline, pipeline
 from modelport.errors import DigestMismatch, ModelportError, UsageError
+from transformers.cache_utils import DynamicCache
 
 TEXT = ("t5", "mt5", "bart", "marian", "m2m_100")
 KINDS = {**dict.fromkeys(TEXT, "text2text-generation"), "whisper": "automatic-speech-recognition"}
@@ -305,8 +306,11 @@ class TestRefused:
 
     def test_a_cache_of_fixed_size_and_a_past_of_another_length(self, opened: Opened) -> None:
         made, _ = opened("bart")
-        with pytest.raises(UsageError, match="fixed size"):
+        with pytest.raises(UsageError, match="cache_implementation is 'static'"):
             made.generate(**given("bart", 1), max_new_tokens=4, cache_implementation="static")
+        with pytest.raises(UsageError, match="the cache is a DynamicCache"):
+            made.model(**given("bart", 1), decoder_input_ids=torch.tensor([[2]]),
+                       past_key_values=DynamicCache())
         step = made.model(**given("bart", 2), decoder_input_ids=torch.tensor([[2, 7], [2, 8]]))
         kept = step.past_key_values
         with pytest.raises(UsageError, match="the cache has 2 layers"):
