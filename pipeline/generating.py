@@ -100,14 +100,15 @@ class _Prompt:
         components = artifact.manifest.components
         decoder = components[DECODER].spec
         vocabulary = int(decoder.outputs[0].shape[-1])
-        longest = decoder.dims[TOTAL].max
+        longest = decoder.dims[TOTAL if TOTAL in decoder.dims else "sequence"].max
         steps = min(NEW, max(1, longest // 2))
         if ENCODER in components:
             encoder = components[ENCODER].spec
             return cls(ModelSpec(encoder.inputs, (), encoder.dims), vocabulary, steps)
-        ids, mask = (t for t in decoder.inputs if t.role in ("tokens", "mask"))
+        ids = next(t for t in decoder.inputs if t.role == "tokens")
+        masks = (replace(t, shape=ids.shape) for t in decoder.inputs if t.role == "mask")
         room = longest - steps
-        inputs = (ids, replace(mask, shape=ids.shape))
+        inputs = (ids, *masks)
         dims = {"batch": decoder.dims["batch"], "sequence": Dim(1, min(17, room), room)}
         return cls(ModelSpec(inputs, (), dims), vocabulary, steps)
 

@@ -22,7 +22,7 @@ from ...errors import UsageError
 from ...spec import Dim, ModelSpec, TensorSpec
 from .. import samples
 from ..facts import Facts
-from . import DECODER, KEEP, PAST, TOTAL, Part
+from . import DECODER, KEEP, PAST, TOTAL, Part, rereading
 from .cache import filled, flat, past_and_present
 
 if TYPE_CHECKING:
@@ -37,7 +37,13 @@ def parts(model: Any, root: Path, dtype: Dtype) -> tuple[Part, ...]:
         UsageError: its state is not keys and values of attention.
     """
     facts = Facts.of(model, root, dtype)
-    cache, vocabulary = _one_step(model)
+    longest = min(facts.length_hint, facts.target_hint)
+    try:
+        cache, vocabulary = _one_step(model)
+    except _NoCache as error:
+        if error.state:
+            raise
+        return (rereading.part(model, facts, longest),)
     past, present = past_and_present(cache, dtype)
     inputs = (
         TensorSpec("input_ids", "int64", ("batch", "sequence"), "tokens",
@@ -47,7 +53,6 @@ def parts(model: Any, root: Path, dtype: Dtype) -> tuple[Part, ...]:
         *past,
     )
     logits = TensorSpec("logits", dtype, ("batch", KEEP, vocabulary))
-    longest = min(facts.length_hint, facts.target_hint)
     dims = {
         "batch": Dim(1, 8, 64),
         "sequence": Dim(1, min(128, longest), longest),
@@ -115,15 +120,23 @@ def _run(model: Any) -> tuple[Cache, int]:
     except Exception:
         if not _other_state(model):
             raise
-        raise _keeps_none(model) from None
+        raise _NoCache(model, state=True) from None
     cache = getattr(result, "past_key_values", None)
     keys_and_values = isinstance(cache, Cache) and cache.layers and all(
         isinstance(getattr(layer, "keys", None), torch.Tensor) and layer.keys.ndim == 4
         for layer in cache.layers)
     if not keys_and_values:
-        raise _keeps_none(model)
+        raise _NoCache(model, state=any(_holds(getattr(result, name, None)) for name in _STATES))
     assert cache is not None
     return cache, int(result.logits.shape[-1])
+
+
+_STATES = ("past_key_values", "mems", "cache_params", "state", "past_buckets_states")
+"""Names under which transformers' models return what they keep."""
+
+
+def _holds(state: Any) -> bool:
+    return bool(state.layers) if isinstance(state, Cache) else state is not None
 
 
 def _other_state(model: Any) -> bool:
@@ -133,7 +146,12 @@ def _other_state(model: Any) -> bool:
     return any(type(layer) not in plain for layer in DynamicCache(config=config).layers)
 
 
-def _keeps_none(model: Any) -> UsageError:
-    return UsageError(
-        f"{type(model).__name__} keeps no keys and values of attention from token to token",
-        allowed="decoders with a key-value cache", hint="--task feature-extraction")
+class _NoCache(UsageError):
+    """There is no key-value cache; ``state``: but something else is kept from token to token."""
+
+    def __init__(self, model: Any, *, state: bool) -> None:
+        super().__init__(
+            f"{type(model).__name__} keeps no keys and values of attention from token to token",
+            allowed="decoders with a key-value cache, or without any state",
+            hint="--task feature-extraction")
+        self.state = state

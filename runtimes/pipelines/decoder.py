@@ -25,7 +25,13 @@ def build(artifact: Artifact, sessions: Mapping[str, Session], device: str = "cp
     """The pipeline of a text-generation artifact."""
     required(sessions, (DECODER,), artifact)
     model = hollow(artifact, device)
-    step = Step(sessions[DECODER], device)
+    session = sessions[DECODER]
+    step: Step | Reread
+    if TOTAL in session.spec.dims:
+        step = Step(session, device)
+    else:
+        step = Reread(session)
+        model.prepare_inputs_for_generation = _text
     forward = model.forward
 
     @functools.wraps(forward)
@@ -34,6 +40,11 @@ def build(artifact: Artifact, sessions: Mapping[str, Session], device: str = "cp
 
     model.forward = stepped
     return DecoderPipeline(artifact, model, sessions, device)
+
+
+def _text(input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
+    """What the graph reads; generate takes any argument of a function with ``kwargs``."""
+    return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 
 
 class DecoderPipeline(Pipeline):
@@ -52,7 +63,8 @@ class DecoderPipeline(Pipeline):
         return super().generate(*args, **kwargs)
 
     def _require_room(self, ids: torch.Tensor, kwargs: Mapping[str, Any]) -> None:
-        longest = self.sessions[DECODER].spec.dims[TOTAL].max
+        dims = self.sessions[DECODER].spec.dims
+        longest = dims[TOTAL if TOTAL in dims else "sequence"].max
         prompt = int(ids.shape[-1])
         if prompt == 0:
             raise UsageError("the prompt is empty", allowed="one token or more")
@@ -134,6 +146,30 @@ class Step:
         if first and (empty := (mask.sum(-1) == 0).nonzero().flatten().tolist()):
             raise UsageError(f"prompt {empty[0]} of the batch is empty",
                              allowed="one token or more in every row")
+
+
+class Reread:
+    """One call of a decoder that keeps nothing: the whole text each time.
+
+    Args:
+        session: on the decoder's graph.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __call__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
+    ) -> Any:
+        """Logits of the next token, as the library's own output class."""
+        import torch
+        from transformers.modeling_outputs import CausalLMOutput
+
+        given = {"input_ids": input_ids}
+        if "attention_mask" in self._session.spec.input_names:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            given["attention_mask"] = mask.to(torch.int64)
+        return CausalLMOutput(logits=self._session.run_tensors(given)["logits"][:, None])
 
 
 def _refuse(others: Mapping[str, Any]) -> None:

@@ -31,3 +31,29 @@ def test_a_context_is_no_longer_than_the_table_of_positions(tmp_path: Path) -> N
         d_model=32, n_heads=4, n_layers=2, vocab_size=99, max_seq_len=24)
     (part,) = decoder.parts(model_of(config), tmp_path, "float32")
     assert part.spec.dims["past+sequence"].max == 24
+
+
+@pytest.mark.parametrize(("model_type", "names"), [
+    ("xlm", ("input_ids",)), ("openai-gpt", ("input_ids", "attention_mask"))])
+def test_a_model_that_keeps_nothing_reads_the_whole_text(
+    model_type: str, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "n_words": 99, "n_embd": 32, "n_layer": 2,
+             "n_head": 4, "vocab_size": 99, "mask_token_id": 5, "lang_id": 0, "pad_token_id": 2}
+    config = transformers.AutoConfig.for_model(model_type, **sizes, n_positions=24,
+                                               max_position_embeddings=24)
+    model = model_of(config)
+    (part,) = decoder.parts(model, tmp_path, "float32")
+    assert part.spec.input_names == names
+    # What XLM fills in after the text takes a place in its context.
+    assert part.spec.dims["sequence"].max == (23 if model_type == "xlm" else 24)
+    ids = torch.randint(6, 90, (2, 7))
+    given = (ids, torch.ones_like(ids))[:len(names)]
+    steps = model.generate(ids, max_new_tokens=2, do_sample=False, output_logits=True,
+                           return_dict_in_generate=True, pad_token_id=2)
+    with torch.no_grad():
+        torch.testing.assert_close(part.module(*given)[0], steps.logits[0])
+        longer = steps.sequences[:, :8]
+        given = (longer, torch.ones_like(longer))[:len(names)]
+        torch.testing.assert_close(part.module(*given)[0], steps.logits[1])

@@ -221,3 +221,18 @@ def test_tied_weights_are_stored_once(exported: Path) -> None:
     with safe_open(exported / "model.safetensors", "np") as weights:
         shapes = [tuple(weights.get_slice(name).get_shape()) for name in weights.keys()]  # noqa: SIM118
     assert shapes.count((99, 32)) == 1
+
+
+def test_a_model_without_a_cache_reads_its_text_again(
+    tmp_path: Path, tiny: Callable[..., Path]
+) -> None:
+    source = tiny("openai-gpt", "text-generation", initializer_range=0.6)
+    artifact = pipeline.export("onnx", pipeline.ModelRequest(str(source)), tmp_path / "out",
+                               validate=False)
+    reference = checkpoints.load_reference(checkpoints.resolve(str(source))).module
+    with load_pipeline(artifact.root, threads=1) as found:
+        for asked in ({}, {"num_beams": 3}, {"do_sample": True}):
+            ours, theirs = both((found, reference), **asked)
+            assert ours.tolist() == theirs.tolist()
+        with pytest.raises(UsageError, match="more than the context holds"):
+            found.generate(torch.ones(1, CONTEXT, dtype=torch.int64), max_new_tokens=2)
