@@ -46,7 +46,7 @@ class TorchEager(Runtime):
 class TorchSession(_torch.TensorSession):
     """Runs a module; floating-point feeds are brought to the precision it computes in.
 
-    In float64, where its own narrowing to float32 makes NaN or infinity, it runs without that.
+    In float64, its own narrowing to float32 makes neither NaN nor infinity.
     """
 
     runtime = "torch_eager"
@@ -67,15 +67,8 @@ class TorchSession(_torch.TensorSession):
         from ..checkpoints import precise
 
         with precise.kept(self._float):
-            import torch
-
-        from ._torch_widened import finite_if_can
-
-        def call() -> Sequence[torch.Tensor]:
             outputs: Sequence[torch.Tensor] = self._module(*tensors)
-            return outputs
-
-        return finite_if_can(call) if self._float is torch.float64 else call()
+        return outputs
 
     def _tensors(self, feeds: Mapping[str, np.ndarray]) -> list[torch.Tensor]:
         tensors = super()._tensors(feeds)

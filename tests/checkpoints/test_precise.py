@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
 import pytest
 import torch
 from modelport.checkpoints import precise
+from modelport.runtimes.torch_eager import TorchSession
+from modelport.spec import Dim, ModelSpec, TensorSpec
 
 LOWEST = torch.finfo(torch.float64).min
 
@@ -39,3 +45,25 @@ def test_infinity_remains_and_other_precisions_are_as_they_were():
     half = torch.tensor([1.0, 2.0], dtype=torch.float16)
     with precise.kept(torch.float16):
         assert softmax_in_float32(half).dtype == torch.float16
+
+
+class Masked(torch.nn.Module):
+    """Rows of scores, the second of which sees no key."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([1 / 3], dtype=torch.float64))
+
+    def forward(self, x):
+        mask = torch.tensor([[0.0], [1.0]], dtype=x.dtype) * torch.finfo(x.dtype).min
+        return (softmax_of_float(x * self.weight + mask),)
+
+
+def test_a_session_in_float64_is_finite_there():
+    tensors = [TensorSpec(name, "float64", (2, "n")) for name in "xy"]
+    spec = ModelSpec((tensors[0],), (tensors[1],), {"n": Dim(1, 3, 9)})
+    model = cast("Any", SimpleNamespace(spec=spec, module=Masked()))
+    x = np.linspace(-1, 1, 6).reshape(2, 3)
+    found = TorchSession(model, "cpu", 0).run({"x": x})["y"]
+    first = np.exp(x[0] / 3) / np.exp(x[0] / 3).sum()
+    np.testing.assert_allclose(found, [first, [1 / 3] * 3], rtol=1e-6)
