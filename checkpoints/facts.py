@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     import torch
 
+_CHARACTERS = 0x110000
+"""Code points of Unicode: ids of models that read characters and have no vocabulary."""
+
 _UNLIMITED = 1_000_000
 """A tokenizer without a limit says 1e30; positions beyond this are no limit either."""
 
@@ -31,7 +34,7 @@ class Facts:
         length_hint: most positions by the config and the tokenizer; still to be probed.
         target_hint: most positions of a decoder beside an encoder.
         box_positions: exclusive bound of layout coordinates; 0 without layout.
-        channels, image_size: of images.
+        channels, image_size: of images; clip: images of a video, 0 where the model reads one.
         sampling_rate: samples a second; min_samples: shortest waveform that gives one frame.
         mel_bins, frames, feature_size, source_positions: of spectrograms; 0 where not stated.
         wants_audio_mask: whether waveforms go with a mask.
@@ -49,6 +52,7 @@ class Facts:
     target_hint: int
     box_positions: int
     channels: int
+    clip: int
     image_size: tuple[int, int]
     sampling_rate: int
     min_samples: int
@@ -66,7 +70,7 @@ class Facts:
         tokenizer = read_optional(root, "tokenizer_config.json")
         processor = read_optional(root, "preprocessor_config.json")
         main = str(getattr(model, "main_input_name", "input_ids"))
-        vocabulary = _number(text, "vocab_size")
+        vocabulary = _number(text, "vocab_size") or (_CHARACTERS if main == "input_ids" else 0)
         pad = getattr(text, "pad_token_id", None)
         mel_bins = _number(config, "num_mel_bins")
         return cls(
@@ -82,6 +86,7 @@ class Facts:
             target_hint=_number(config, "max_target_positions") or _length(text, tokenizer),
             box_positions=_number(config, "max_2d_position_embeddings"),
             channels=_number(config, "num_channels") or 3,
+            clip=_clip(config) if main.startswith("pixel_values") else 0,
             image_size=_image_size(config, processor),
             sampling_rate=int(processor.get("sampling_rate") or 16_000),
             min_samples=_min_samples(config, pooled=hasattr(model, "tdnn")),
@@ -121,6 +126,15 @@ def _end(model: Any, vocabulary: int) -> int | None:
     told = isinstance(end, int) and 0 <= end < vocabulary
     decodes = "decoder_input_ids" in inspect.signature(model.forward).parameters
     return end if told and decodes else None
+
+
+def _clip(config: Any) -> int:
+    """Stated by the config itself: a part of it may see videos in a model that does not."""
+    for name in ("num_frames", "frames_per_clip"):
+        count = getattr(config, name, None)
+        if isinstance(count, int) and count > 0:
+            return count
+    return 0
 
 
 def _segments(text: Any, tokenizer: dict[str, Any]) -> int:

@@ -40,6 +40,12 @@ def _waveform(facts: Facts) -> TensorSpec:
     return TensorSpec("input_values", facts.dtype, ("batch", "samples"), "waveform")
 
 
+def _pixels(name: str, facts: Facts) -> TensorSpec:
+    clip = (facts.clip,) if facts.clip else ()
+    shape = ("batch", *clip, facts.channels, *facts.image_size)
+    return TensorSpec(name, facts.dtype, shape, "pixels")
+
+
 def _features(facts: Facts) -> TensorSpec:
     if facts.source_positions:  # two frames a position: fixed length, bins first
         shape: tuple[int | str, ...] = ("batch", facts.mel_bins or 80, 2 * facts.source_positions)
@@ -59,8 +65,8 @@ KNOWN: Mapping[str, Callable[[Facts], TensorSpec]] = {
     "token_type_ids": lambda f: TensorSpec(
         "token_type_ids", "int64", _TEXT, "segments", high=f.segments or 1),
     "bbox": lambda f: TensorSpec("bbox", "int64", (*_TEXT, 4), "boxes", high=f.box_positions),
-    "pixel_values": lambda f: TensorSpec(
-        "pixel_values", f.dtype, ("batch", f.channels, *f.image_size), "pixels"),
+    "pixel_values": lambda f: _pixels("pixel_values", f),
+    "pixel_values_videos": lambda f: _pixels("pixel_values_videos", f),
     "input_values": _waveform,
     "input_features": _features,
     "global_attention_mask": lambda f: TensorSpec(

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+import transformers
 from modelport.checkpoints import inputs, load, load_reference, probe, resolve, samples, tasks
+from modelport.checkpoints.facts import Facts
 from modelport.errors import UsageError
 from modelport.spec import Dim, ModelSpec, TensorSpec
 
@@ -243,3 +245,19 @@ def test_what_a_module_keeps_of_a_run_without_data_is_forgotten():
     assert found.shape == (*TEXT, 3)
     assert model.kept == {}
     assert type(counted(3)) is torch.Tensor
+
+
+def test_a_video_is_a_row_of_images(tmp_path):
+    config = transformers.VideoMAEConfig(
+        image_size=32, num_frames=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=37, decoder_num_hidden_layers=1)
+    found = inputs.derive(transformers.VideoMAEModel(config).eval(), tmp_path,
+                          "feature-extraction", "float32")
+    assert found.spec.inputs[0].shape == ("batch", 4, 3, 32, 32)
+
+
+def test_characters_are_the_vocabulary_where_there_is_no_other(tmp_path):
+    config = transformers.CanineConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=37)
+    facts = Facts.of(transformers.CanineModel(config), tmp_path, "float32")
+    assert facts.vocabulary == 0x110000
