@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from . import _cache
 from ._cache import Cache, Lengths, States
-from ._values import HEADS, constant_of, made_by, split
+from ._values import HEADS, constant_of, length_of, made_by, split
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -23,6 +23,10 @@ LOWEST = -1e4
 key, whose maximum would be -inf, stays finite."""
 
 
+ROWS = 3
+"""Axes of what attention gives: batch, queries, width."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Match:
     """One attention.
@@ -30,7 +34,8 @@ class _Match:
     Attributes:
         key, value: the same kind both; a plain value is [batch, heads, keys, size].
         bias: added to the scores; None where nothing is.
-        result: [batch, queries, heads × size].
+        ends: what gives heads back their place, [batch, queries, heads, size] to
+            [batch, queries, heads × size] or another shape.
     """
 
     softmax: ir.Node
@@ -39,7 +44,7 @@ class _Match:
     value: States | ir.Value | Cache
     bias: ir.Value | None
     scale: float
-    result: ir.Value
+    ends: list[ir.Node]
 
 
 def fuse(model: ir.Model) -> int:
@@ -69,7 +74,7 @@ def _match(softmax: ir.Node) -> _Match | None:
     result = _heads_joined(_weighted(softmax))
     if product is None or result is None:
         return None
-    weighted, joined = result
+    weighted, ends = result
     left, before = _unscaled(product.inputs[0])
     right, behind = _unscaled(product.inputs[1])
     query = _cache.states(left)
@@ -80,7 +85,7 @@ def _match(softmax: ir.Node) -> _Match | None:
     read = _read(key, value, query.heads, bias)
     if read is None:
         return None
-    return _Match(softmax, query, *read, bias, factor * before * behind, joined)
+    return _Match(softmax, query, *read, bias, factor * before * behind, ends)
 
 
 def _read(
@@ -141,8 +146,8 @@ def _weighted(softmax: ir.Node) -> ir.Node | None:
     return uses[0] if alone else None
 
 
-def _heads_joined(product: ir.Node | None) -> tuple[ir.Node, ir.Value] | None:
-    """The product, and its rows with all heads side by side."""
+def _heads_joined(product: ir.Node | None) -> tuple[ir.Node, list[ir.Node]] | None:
+    """The product, and what puts the heads of its rows side by side."""
     node = product
     while node is not None:
         uses = [use.node for use in node.outputs[0].uses() if use.node.op_type != "Shape"]
@@ -151,9 +156,9 @@ def _heads_joined(product: ir.Node | None) -> tuple[ir.Node, ir.Value] | None:
         (after,) = uses
         perm = after.attributes.get("perm")
         if after.op_type == "Transpose" and perm is not None and tuple(perm.value) == HEADS:
-            last = [use.node for use in after.outputs[0].uses() if use.node.op_type != "Shape"]
-            ended = len(last) == 1 and last[0].op_type == "Reshape"
-            return (product, last[0].outputs[0]) if ended and product is not None else None
+            ends = [use.node for use in after.outputs[0].uses() if use.node.op_type != "Shape"]
+            known = bool(ends) and all(end.op_type == "Reshape" for end in ends)
+            return (product, ends) if known and product is not None else None
         # PyTorch states the shape that the product already has.
         node = after if after.op_type == "Reshape" or _zeroes_blind_rows(after) else None
     return None
@@ -185,9 +190,7 @@ def _write(
 ) -> None:
     import onnx_ir as ir
 
-    old = match.result
-    last = old.producer()
-    assert last is not None
+    last = match.ends[0]
     if match.bias not in told:
         told[match.bias] = _cache.lengths(model, match.softmax, match.query, match.key)
     lengths, bias = told[match.bias], None
@@ -206,9 +209,17 @@ def _write(
                        domain="com.microsoft")
         model.graph.insert_before(last, node)
         made = node.outputs[0]
-    made.name, made.type, made.shape = f"{old.name}:attention", old.type, old.shape
-    old.replace_all_uses_with(made, replace_graph_outputs=True)
-    old.name, made.name = made.name, old.name
+    made.name = f"{last.outputs[0].name}:attention"
+    made.type = ir.TensorType(ir.DataType.FLOAT)
+    for end in match.ends:
+        old = end.outputs[0]
+        if length_of(end.inputs[1]) != ROWS:
+            end.replace_input_with(0, made)  # any other shape of the same numbers
+            continue
+        old.replace_all_uses_with(made, replace_graph_outputs=True)
+        if made.is_graph_output():
+            made.shape = old.shape
+            old.name, made.name = made.name, old.name
 
 
 def _spread(model: ir.Model, before: ir.Node, bias: ir.Value, told: Lengths) -> ir.Value:

@@ -29,6 +29,17 @@ def constant_of(value: ir.Value | None) -> np.ndarray | None:
     return tensor.numpy() if tensor is not None and tensor.size <= 8 else None
 
 
+def length_of(shape: ir.Value | None) -> int | None:
+    """How many sizes a shape states that is constant or put together from single sizes."""
+    stated = constant_of(shape)
+    if stated is not None:
+        return int(stated.size)
+    node = made_by(shape, "Concat")
+    if node is None:
+        return None
+    return sum(1 if (known := constant_of(part)) is None else known.size for part in node.inputs)
+
+
 def split(value: ir.Value | None, perm: tuple[int, ...]) -> tuple[ir.Value, ir.Value] | None:
     """What was cut into heads and transposed so, and the shape it was cut into."""
     turned = made_by(value, "Transpose")

@@ -40,6 +40,8 @@ class Fuse(Transform):
         for number, node in enumerate(model.graph.all_nodes()):
             node.name = node.name or f"{node.op_type}.{number}"  # the optimizer tells them by name
         optimised, problem = _optimised_without_matrices(model)
+        _shared_shapes(optimised)
+        _copied_sizes(optimised)
         for tensor, original in (*zip(optimised.graph.inputs, model.graph.inputs, strict=True),
                                  *zip(optimised.graph.outputs, model.graph.outputs, strict=True)):
             tensor.shape, tensor.type = original.shape, original.type
@@ -70,6 +72,26 @@ def _own_shapes(model: ir.Model) -> None:
             copied = insert(node, "Concat", node.inputs, {"axis": 0},
                                       name=f"{node.outputs[0].name}:{number}")
             reader.replace_input_with(1, copied.outputs[0])
+
+
+def _shared_shapes(model: ir.Model) -> None:
+    """Let one Concat be read again by all that read its copies."""
+    first: dict[tuple[ir.Value | None, ...], ir.Node] = {}
+    for node in [n for n in model.graph if n.op_type == "Concat"]:
+        readers = [use.node for use in node.outputs[0].uses()]
+        if not readers or any(reader.op_type != "Reshape" for reader in readers):
+            continue
+        kept = first.setdefault(tuple(node.inputs), node)
+        if kept is not node and not node.outputs[0].is_graph_output():
+            node.outputs[0].replace_all_uses_with(kept.outputs[0])
+            model.graph.remove(node)
+
+
+def _copied_sizes(model: ir.Model) -> None:
+    """In shapes that the optimizer writes a 0 means "as it was", whatever the node said before."""
+    for node in model.graph:
+        if node.op_type == "Reshape" and (node.name or "").startswith("Reshape_Fuse"):
+            node.attributes.pop("allowzero", None)
 
 
 def _optimised_without_matrices(model: ir.Model) -> tuple[ir.Model, str]:
