@@ -18,7 +18,8 @@ def kept(dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     Many a module takes its softmax ``in float32``, to be more precise than float16. In float64 that
     is less precise, and worse: masks made of float64's lowest number become infinite there, and a
     row that is masked from end to end becomes NaN. In this context such a softmax stays in float64,
-    and a finite number that is cast to float32 remains finite.
+    a finite number that is cast to float32 remains finite, and Einstein sums take one beside the
+    other.
     """
     import torch
 
@@ -39,6 +40,8 @@ def _mode() -> Any:
                     and given and given[0].dtype == torch.float64
                     and named.get("dtype") == torch.float32):
                 named = {**named, "dtype": None}
+            if function is torch.einsum:
+                given = _widened(given)
             found = function(*given, **named)
             if function in (torch.Tensor.float, torch.Tensor.to):
                 return _finite(given[0], found)
@@ -55,3 +58,14 @@ def _finite(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         return after
     largest = torch.finfo(torch.float32).max
     return torch.where(before.isfinite(), after.clamp(-largest, largest), after)
+
+
+def _widened(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments with every tensor of float32 in float64, where there is one of float64."""
+    import torch
+
+    kinds = [v.dtype if isinstance(v, torch.Tensor) else None for v in given]
+    if torch.float64 not in kinds:
+        return given
+    return tuple(v.double() if kind == torch.float32 else v
+                 for v, kind in zip(given, kinds, strict=True))

@@ -22,7 +22,7 @@ from ...errors import UsageError
 from ...spec import Dim, ModelSpec, TensorSpec
 from .. import samples
 from ..facts import Facts
-from . import DECODER, KEEP, PAST, TOTAL, Part, rereading
+from . import DECODER, KEEP, PAST, TOTAL, Part, remembering, rereading
 from .cache import filled, flat, past_and_present
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def parts(model: Any, root: Path, dtype: Dtype) -> tuple[Part, ...]:
     try:
         cache, vocabulary = _one_step(model)
     except _NoCache as error:
+        if error.state == ("mems",):
+            return (remembering.part(model, facts, longest),)
         if error.state:
             raise
         return (rereading.part(model, facts, longest),)
@@ -120,13 +122,13 @@ def _run(model: Any) -> tuple[Cache, int]:
     except Exception:
         if not _other_state(model):
             raise
-        raise _NoCache(model, state=True) from None
+        raise _NoCache(model, ("layers",)) from None
     cache = getattr(result, "past_key_values", None)
     keys_and_values = isinstance(cache, Cache) and cache.layers and all(
         isinstance(getattr(layer, "keys", None), torch.Tensor) and layer.keys.ndim == 4
         for layer in cache.layers)
     if not keys_and_values:
-        raise _NoCache(model, state=any(_holds(getattr(result, name, None)) for name in _STATES))
+        raise _NoCache(model, tuple(n for n in _STATES if _holds(getattr(result, n, None))))
     assert cache is not None
     return cache, int(result.logits.shape[-1])
 
@@ -147,9 +149,9 @@ def _other_state(model: Any) -> bool:
 
 
 class _NoCache(UsageError):
-    """There is no key-value cache; ``state``: but something else is kept from token to token."""
+    """There is no key-value cache; ``state`` names what else is kept from token to token."""
 
-    def __init__(self, model: Any, *, state: bool) -> None:
+    def __init__(self, model: Any, state: tuple[str, ...]) -> None:
         super().__init__(
             f"{type(model).__name__} keeps no keys and values of attention from token to token",
             allowed="decoders with a key-value cache, or without any state",

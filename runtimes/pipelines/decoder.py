@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from ...checkpoints.parts import DECODER, KEEP, TOTAL
+from ...checkpoints.parts.remembering import MEMORY
 from ...errors import UsageError
 from . import Pipeline, cache, hollow, required
 
@@ -26,8 +27,10 @@ def build(artifact: Artifact, sessions: Mapping[str, Session], device: str = "cp
     required(sessions, (DECODER,), artifact)
     model = hollow(artifact, device)
     session = sessions[DECODER]
-    step: Step | Reread
-    if TOTAL in session.spec.dims:
+    step: Step | Reread | Remember
+    if any(name.startswith(MEMORY) for name in session.spec.input_names):
+        step = Remember(session, device)  # what it fills in is the library's to add
+    elif TOTAL in session.spec.dims:
         step = Step(session, device)
     else:
         step = Reread(session)
@@ -170,6 +173,35 @@ class Reread:
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             given["attention_mask"] = mask.to(torch.int64)
         return CausalLMOutput(logits=self._session.run_tensors(given)["logits"][:, None])
+
+
+class Remember:
+    """One call of a decoder that keeps hidden states; the last of its tokens is filled in.
+
+    Args:
+        session: on the decoder's graph.
+        device: where it runs.
+    """
+
+    def __init__(self, session: Session, device: str) -> None:
+        self._session = session
+        self._device = device
+        self._past = tuple(t for t in session.spec.inputs if t.name.startswith(MEMORY))
+
+    def __call__(self, input_ids: torch.Tensor, mems: Any = None, **_: Any) -> Any:
+        """Logits and states of shape [positions, batch, width], as the library has them."""
+        import torch
+        from transformers.models.xlnet.modeling_xlnet import XLNetLMHeadModelOutput
+
+        batch = input_ids.shape[0]
+        given = {"input_ids": input_ids}
+        for index, tensor in enumerate(self._past):
+            given[tensor.name] = torch.zeros(
+                batch, 0, int(tensor.shape[2]), dtype=getattr(torch, tensor.dtype),
+                device=self._device) if mems is None else mems[index].transpose(0, 1).contiguous()
+        found = self._session.run_tensors(given)
+        kept = tuple(found[t.name.replace("past", "present")].transpose(0, 1) for t in self._past)
+        return XLNetLMHeadModelOutput(logits=found["logits"][:, None], mems=kept)
 
 
 def _refuse(others: Mapping[str, Any]) -> None:

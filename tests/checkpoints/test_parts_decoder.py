@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from modelport.checkpoints import precise
 from modelport.checkpoints.parts import decoder
 from modelport.errors import UsageError
 
@@ -57,3 +58,25 @@ def test_a_model_that_keeps_nothing_reads_the_whole_text(
         longer = steps.sequences[:, :8]
         given = (longer, torch.ones_like(longer))[:len(names)]
         torch.testing.assert_close(part.module(*given)[0], steps.logits[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hidden_states_are_kept_from_call_to_call(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.XLNetConfig(vocab_size=99, d_model=32, n_layer=2, n_head=4, d_inner=37,
+                                      mem_len=24, initializer_range=0.3)
+    model = model_of(config).to(dtype)
+    (part,) = decoder.parts(model, tmp_path, str(dtype).removeprefix("torch."))
+    assert part.spec.dims["past+sequence"].max == 24
+    ids = torch.randint(6, 90, (2, 7))
+    filled_in = torch.zeros(2, 1, dtype=torch.int64)
+    none = [torch.zeros(2, 0, 32, dtype=dtype)] * 2
+    with torch.no_grad(), precise.kept(dtype):
+        steps = model.generate(ids, max_new_tokens=2, do_sample=False, output_logits=True,
+                               return_dict_in_generate=True, pad_token_id=5)
+        logits, *states = part.module(torch.cat([ids, filled_in], 1), *none)
+        torch.testing.assert_close(logits, steps.logits[0].to(dtype))
+        # As the library goes on: without the token filled in and the one before, read again.
+        again = torch.cat([steps.sequences[:, 6:8], filled_in], 1)
+        logits, *_ = part.module(again, *(state[:, :-2] for state in states))
+        torch.testing.assert_close(logits, steps.logits[1].to(dtype))

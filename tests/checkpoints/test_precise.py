@@ -47,6 +47,14 @@ def test_infinity_remains_and_other_precisions_are_as_they_were():
         assert softmax_in_float32(half).dtype == torch.float16
 
 
+def test_einstein_sums_take_float32_beside_float64():
+    row, table = torch.ones(3), torch.ones(3, 2, dtype=torch.float64)
+    with pytest.raises(RuntimeError):
+        torch.einsum("i,ij->j", row, table)
+    with precise.kept(torch.float64):
+        assert torch.einsum("i,ij->j", row, table).tolist() == [3, 3]
+
+
 class Masked(torch.nn.Module):
     """Rows of scores, the second of which sees no key."""
 

@@ -223,10 +223,11 @@ def test_tied_weights_are_stored_once(exported: Path) -> None:
     assert shapes.count((99, 32)) == 1
 
 
-def test_a_model_without_a_cache_reads_its_text_again(
-    tmp_path: Path, tiny: Callable[..., Path]
+@pytest.mark.parametrize("kind", ["openai-gpt", "xlnet"])
+def test_a_model_without_a_cache_reads_its_text_again_or_keeps_hidden_states(
+    kind: str, tmp_path: Path, tiny: Callable[..., Path]
 ) -> None:
-    source = tiny("openai-gpt", "text-generation", initializer_range=0.6)
+    source = tiny(kind, "text-generation", initializer_range=0.6)
     artifact = pipeline.export("onnx", pipeline.ModelRequest(str(source)), tmp_path / "out",
                                validate=False)
     reference = checkpoints.load_reference(checkpoints.resolve(str(source))).module
@@ -235,4 +236,4 @@ def test_a_model_without_a_cache_reads_its_text_again(
             ours, theirs = both((found, reference), **asked)
             assert ours.tolist() == theirs.tolist()
         with pytest.raises(UsageError, match="more than the context holds"):
-            found.generate(torch.ones(1, CONTEXT, dtype=torch.int64), max_new_tokens=2)
+            found.generate(torch.ones(1, CONTEXT + 1, dtype=torch.int64), max_new_tokens=2)

@@ -49,6 +49,8 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "gpt2": {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40,
              "bos_token_id": 98, "eos_token_id": 98},
     "openai-gpt": {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40},
+    "xlnet": {"vocab_size": 99, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 37,
+              "mem_len": 40},
     "mixtral": {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2,
                 "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24,
                 "num_local_experts": 3, "max_position_embeddings": 40},
