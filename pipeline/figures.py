@@ -105,7 +105,7 @@ def _of_calls(
 def _called(one: Row, many: Row) -> Figures | str:
     for row in (one, many):
         if row.p50 is None or row.throughput is None or row.memory is None:
-            return row.detail or row.status
+            return str(row.detail or row.status)
     assert one.p50 is not None
     assert many.throughput is not None
     assert many.memory is not None

@@ -54,7 +54,7 @@ def fuse(model: ir.Model) -> int:
     found = [match for node in list(model.graph) if node.op_type == "Softmax"
              if (match := _match(node)) is not None]
     biases: dict[ir.Value, ir.Value] = {}
-    lengths: dict[ir.Value | None, Lengths] = {}
+    lengths: dict[tuple[ir.Value | None, bool], Lengths] = {}
     for match in found:
         _write(model, match, biases, lengths)
     if found:
@@ -186,14 +186,15 @@ def _key(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:
 
 def _write(
     model: ir.Model, match: _Match, biases: dict[ir.Value, ir.Value],
-    told: dict[ir.Value | None, Lengths],
+    told: dict[tuple[ir.Value | None, bool], Lengths],
 ) -> None:
     import onnx_ir as ir
 
     last = match.ends[0]
-    if match.bias not in told:
-        told[match.bias] = _cache.lengths(model, match.softmax, match.query, match.key)
-    lengths, bias = told[match.bias], None
+    alike = match.bias, isinstance(match.key, Cache)
+    if alike not in told:
+        told[alike] = _cache.lengths(model, match.softmax, match.query, match.key)
+    lengths, bias = told[alike], None
     if match.bias is not None:
         if match.bias not in biases:
             biases[match.bias] = _spread(model, match.softmax, match.bias, lengths)
@@ -202,9 +203,10 @@ def _write(
         made = _cache.write(model, last, match.query, (match.key, match.value), bias,
                             match.scale, lengths)
     else:
-        given = [_cache.turned(last, one) if isinstance(one, States) else one
-                 for one in (match.query, match.key, match.value)]
-        node = ir.node("MultiHeadAttention", [*given, None, None, bias],
+        given = (match.query, match.key, match.value)
+        taken = [_cache.turned(last, one) if isinstance(one, States) else one
+                 for one in given if not isinstance(one, Cache)]
+        node = ir.node("MultiHeadAttention", [*taken, None, None, bias],
                        {"num_heads": match.query.heads, "scale": match.scale},
                        domain="com.microsoft")
         model.graph.insert_before(last, node)
