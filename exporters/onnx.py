@@ -7,10 +7,10 @@ the artifact's, tensor by tensor or by a file-level copy, and the graph refers t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Component
 from ..errors import ClaimError, ExportError, OpsetTooLow, UsageError
@@ -223,12 +223,15 @@ class OnnxExporter(Exporter[OnnxOptions]):
 
     def read_back(self, model: LoadedModel, out: Path, options: OnnxOptions) -> Written:
         if not model.parts:
-            return self._read_back(model, out / GRAPH, options)
+            found = self._read_back(model, out / GRAPH, options)
+            _require_precision([found.facts], options)
+            return found
         components = {}
         for name, part in model.parts.items():
             file = component_file(name)
             written = self._read_back(part, out / file, options)
             components[name] = Component(file, written.spec, written.facts)
+        _require_precision([component.facts for component in components.values()], options)
         return Written(model.spec, components=components)
 
     def _read_back(self, model: LoadedModel, file: Path, options: OnnxOptions) -> Written:
@@ -239,10 +242,8 @@ class OnnxExporter(Exporter[OnnxOptions]):
         if opset != chosen_opset(options):
             raise ClaimError(f"the file has opset {opset}", allowed=str(options.opset))
         facts = {}
-        if options.quantize == "none":
-            _claimed_dtype(found.weight_bytes, DTYPES[options.dtype])
-        else:
-            facts["quantised_products"] = _claimed_quantised(file, options.quantize)
+        if options.quantize != "none":
+            facts["quantised_products"] = _quantised_products(file)
         spec = ModelSpec(
             _claimed("input", model.spec.inputs, found.inputs),
             _claimed("output", model.spec.outputs, found.outputs),
@@ -383,6 +384,22 @@ def _claimed(
     return wanted
 
 
+def _require_precision(components: Sequence[Mapping[str, Any]], options: OnnxOptions) -> None:
+    """The weights of all graphs together are as was asked for; one alone may have nothing to cast
+    or to quantise, which its facts show."""
+    if options.quantize == "none":
+        _claimed_dtype(_added(c["weight_bytes"] for c in components), DTYPES[options.dtype])
+    else:
+        _claimed_quantised(_added(c["quantised_products"] for c in components), options.quantize)
+
+
+def _added(found: Iterable[Mapping[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for one in found:
+        total.update(one)
+    return total
+
+
 def _claimed_dtype(found: Mapping[str, int], dtype: str) -> None:
     """Most of the floating-point weights must be of the dtype that was asked for."""
     floats = {name: size for name, size in found.items() if name in DTYPES.values()}
@@ -391,12 +408,8 @@ def _claimed_dtype(found: Mapping[str, int], dtype: str) -> None:
         raise ClaimError(f"the file's weights are {shares}", allowed=f"{dtype} for most of them")
 
 
-def _claimed_quantised(file: Path, scheme: str) -> dict[str, int]:
-    """How many products with a weight the file has, by how the weight is stored.
-
-    Raises:
-        ClaimError: none is quantised in the way that was asked for.
-    """
+def _quantised_products(file: Path) -> dict[str, int]:
+    """How many products with a weight a file has, by how the weight is stored."""
     from ..artifacts import onnx_files
 
     found: Counter[str] = Counter()
@@ -410,12 +423,16 @@ def _claimed_quantised(file: Path, scheme: str) -> dict[str, int]:
             producer = weight.producer()
             if producer is not None and producer.op_type == "DequantizeLinear":
                 found["int8-static"] += 1
+    return dict(sorted(found.items()))
+
+
+def _claimed_quantised(found: Mapping[str, int], scheme: str) -> None:
+    """Some products must be quantised in the way that was asked for."""
     wanted = "int8-static" if scheme == "int8-symmetric" else scheme
-    if not found[wanted]:
+    if not found.get(wanted):
         shown = ", ".join(f"{count} {name}" for name, count in found.items()) or "none"
         raise ClaimError(f"the file's quantised products are {shown}", allowed=wanted,
                          hint="a wider --budget, if it was too narrow for any layer")
-    return dict(sorted(found.items()))
 
 
 EXPORTER = OnnxExporter()

@@ -83,8 +83,8 @@ def derive(
     }
     if not components:
         facts[transform.name] = dict(results[""].notes)
-    made = next(iter(results.values()))
-    if precision := made.precision or before.facts.get("precision"):
+    made = next((r.precision for r in results.values() if r.precision), None)
+    if precision := made or before.facts.get("precision"):
         facts["precision"] = precision
     targets = {key: value for result in results.values() for key, value in result.target.items()}
     manifest = artifacts.Manifest(
@@ -108,19 +108,38 @@ def _applied(
     model: LoadedModel, parent: Artifact, root: Path, step: Derivation, metadata: Mapping[str, str]
 ) -> dict[str, transforms.TransformResult]:
     """Transform every graph of the parent and write them; results by component, ``""`` for one
-    graph alone. Each component is relaxed by itself, the others as their parent has them."""
+    graph alone. Each component is relaxed by itself, the others as their parent has them; one that
+    has nothing to transform stays as it is, unless none has."""
     from ..artifacts import onnx_files
 
     if not parent.components:
         return {"": _kept_within_budget(model, parent, root, step, metadata)}
-    results = {}
+    results = _idle(parent, transforms.get(step.transform))
+    if len(results) == len(parent.components):
+        results = {}  # the transform itself says that there is nothing to do
     with tempfile.TemporaryDirectory(prefix=".component-", dir=root) as place:
         for name, view in parent.components.items():
-            results[name] = _kept_within_budget(
-                model.parts[name], view, Path(place), step, metadata)
+            if name not in results:
+                results[name] = _kept_within_budget(
+                    model.parts[name], view, Path(place), step, metadata)
     graphs = {str(view.graph): results[name].model for name, view in parent.components.items()}
     onnx_files.save_all(graphs, root, metadata=metadata)
     return results
+
+
+def _idle(
+    parent: Artifact, transform: transforms.Transform
+) -> dict[str, transforms.TransformResult]:
+    """The components in which a transform has nothing to do, as they are."""
+    from ..artifacts import onnx_files
+
+    found = {}
+    for name, view in parent.components.items():
+        file = parent.root / str(view.graph)
+        notes = transform.idle(onnx_files.load(file))
+        if notes is not None:
+            found[name] = transforms.TransformResult(onnx_files.load(file), False, notes)
+    return found
 
 
 def _kept_within_budget(

@@ -57,6 +57,13 @@ class Transform(ABC):
     def name(self) -> str:
         return type(self).__module__.rpartition(".")[2]
 
+    def idle(self, model: ir.Model) -> dict[str, Any] | None:
+        """Notes on a graph that this transform finds nothing to do in; None where it does.
+
+        Such a graph is carried over as it is, where others of the same artifact are changed.
+        """
+        return None
+
     @abstractmethod
     def apply(self, model: ir.Model, options: Mapping[str, Any]) -> TransformResult:
         """Apply to a graph.

@@ -45,6 +45,12 @@ class Quantize(Transform):
     measures = True
     relaxes = True
 
+    def idle(self, model: ir.Model) -> dict[str, Any] | None:
+        """A graph without a product with a constant matrix: a table, or convolutions alone."""
+        _graph.lift_constants(model)
+        _graph.infer_types(model)
+        return None if layers(model) else {"layers": {}, "float_bytes": 0, "matrix_bytes": 0}
+
     def apply(self, model: ir.Model, options: Mapping[str, Any]) -> TransformResult:
         """Options: ``scheme``; ``samples``, feeds; ``keep``, how many of the noisiest layers stay
         in float32 (0); ``calibration`` (minmax, percentile, entropy) of ``int8-static``.

@@ -120,7 +120,7 @@ class EffectMeter:
 
     An output named ``logits`` or ``…_logits`` holds scores along its last axis; every other one
     holds vectors along its last axis, and one vector per member of the batch is kept for ranking
-    (the mean over kept positions).
+    (the mean over kept positions), where that axis is of one size.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -148,7 +148,9 @@ class _Tally:
         self.kind: Literal["logits", "embedding"] = (
             "logits" if tensor.name.split("_")[-1] == "logits" else "embedding")
         self.rows = self.flips = self.decided = 0
-        self._batched = bool(tensor.shape) and tensor.shape[0] == "batch"
+        # A waveform's length is no width: members of two batches cannot be held beside each other.
+        self._ranked = (bool(tensor.shape) and tensor.shape[0] == "batch"
+                        and isinstance(tensor.shape[-1], int))
         self._signal = self._noise = 0.0
         self._divergences: list[np.ndarray] = []
         self._cosines: list[np.ndarray] = []
@@ -190,7 +192,7 @@ class _Tally:
         self._divergences.append(_divergence(t, c))
 
     def _add_vectors(self, candidate: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> None:
-        if not self._batched:
+        if not self._ranked:
             return
         for row in range(len(truth)):
             if len(self._vectors) < EMBEDDINGS and mask[row].any():
