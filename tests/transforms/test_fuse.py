@@ -196,6 +196,24 @@ def test_a_decoder_with_a_cache(
             assert np.allclose(a, e, rtol=1e-4, atol=1e-5)
 
 
+def test_shapes_that_reshapes_share_survive_the_optimizer(
+    decoder: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_attention, "fuse", lambda _: 0)
+    made = decoder("gpt2")
+    simple = transforms.get("simplify").apply(cached(made), {}).model
+    result = transforms.get("fuse").apply(simple, {})
+    assert "optimizer_failed" not in result.notes
+    assert result.notes["fused"]["com.microsoft::FastGelu"] == 2
+    sizes = (("batch", 2), ("past", 5), ("sequence", 4))
+    spec = made.component("decoder").spec
+    feeds = dict(validate.draw(spec, validate.Case(sizes, "none", 0)))
+    expected = graphs.run(cached(made), feeds, tmp_path)
+    actual = graphs.run(result.model, feeds, tmp_path)
+    assert all(np.allclose(a, e, rtol=1e-4, atol=1e-5)
+               for a, e in zip(actual, expected, strict=True))
+
+
 def test_a_mask_made_from_the_cache_keeps_it_in_the_graph(
     decoder: Callable[..., Artifact]
 ) -> None:
