@@ -27,7 +27,8 @@ def predict(artifact: Artifact, session: Session, text: str) -> dict[str, Any]:
 
     Returns:
         ``task``, ``text``, ``outputs`` (shape and dtype by name), and ``answer``: for
-        feature-extraction the mean-pooled, normalised embedding; for fill-mask the best tokens at
+        feature-extraction the mean-pooled, normalised embedding; for sentence-similarity the
+        embedding as the checkpoint pools it; for fill-mask the best tokens at
         each mask; for classification the labels with their probabilities; else nothing.
 
     Raises:
@@ -43,6 +44,7 @@ def predict(artifact: Artifact, session: Session, text: str) -> dict[str, Any]:
     task = artifact.manifest.source.task
     interpret = {
         "feature-extraction": _embedding,
+        "sentence-similarity": _sentence,
         "fill-mask": _masked_tokens,
         "text-classification": _labels,
     }.get(task)
@@ -131,6 +133,12 @@ def _embedding(
     pooled = (hidden * mask).sum(axis=1) / mask.sum(axis=1)
     vector = pooled[0] / np.linalg.norm(pooled[0])
     return [float(x) for x in vector]
+
+
+def _sentence(
+    root: Path, feeds: dict[str, np.ndarray], outputs: dict[str, np.ndarray]
+) -> list[float]:
+    return [float(x) for x in outputs["sentence_embedding"][0]]
 
 
 def _masked_tokens(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
+MODULES = "modules.json"
+"""What a checkpoint of sentence-transformers puts behind its encoder."""
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -89,6 +91,17 @@ def weight_files(root: Path) -> dict[str, Path]:
                                   hint="fetch the checkpoint again")
         found[name] = root / name
     return found
+
+
+def require_inside(root: Path, path: str) -> None:
+    """Refuse a folder that a checkpoint names outside itself.
+
+    Raises:
+        PathEscape: it does.
+    """
+    if not (root / path).resolve().is_relative_to(root.resolve()):
+        raise PathEscape(f"{root} names {path!r}, a path outside itself",
+                         allowed="folders in the checkpoint")
 
 
 def read_tensors(files: Mapping[str, Path]) -> dict[str, TensorRef]:

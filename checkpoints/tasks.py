@@ -25,6 +25,7 @@ class Task:
         heard: whether what is read reaches the answer through attention alone: from an encoder to
             a decoder, or from one model to the next. Random weights then need attention that
             tells inputs apart.
+        composed: whether a checkpoint's own list of modules performs it, not one class.
     """
 
     suffix: str
@@ -32,6 +33,7 @@ class Task:
     parts: str | None = None
     head: str = ""
     heard: bool = False
+    composed: bool = False
 
     @property
     def auto(self) -> str:
@@ -43,6 +45,7 @@ class Task:
 
 TASKS: Mapping[str, Task] = {
     "feature-extraction": Task("Model", "MODEL_MAPPING_NAMES"),
+    "sentence-similarity": Task("Model", "MODEL_MAPPING_NAMES", composed=True),
     "fill-mask": Task("ForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"),
     "text-classification": Task(
         "ForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"),
@@ -123,7 +126,7 @@ def detect(config: Mapping[str, Any]) -> str:
         if _listed(architecture, task):
             return task
     for task, known in TASKS.items():
-        if task not in _LISTED and architecture.endswith(known.suffix):
+        if task not in _LISTED and not known.composed and architecture.endswith(known.suffix):
             return task
     if architecture.endswith("ForPreTraining"):
         return "feature-extraction"
@@ -187,5 +190,5 @@ def for_model_type(model_type: str) -> tuple[str, ...]:
     """The tasks that transformers has a class of this model type for."""
     from transformers.models.auto import modeling_auto
 
-    return tuple(name for name in available()
-                 if model_type in getattr(modeling_auto, TASKS[name].mapping))
+    return tuple(name for name in available() if not TASKS[name].composed
+                 and model_type in getattr(modeling_auto, TASKS[name].mapping))

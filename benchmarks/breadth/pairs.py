@@ -51,6 +51,8 @@ def pairs() -> list[Pair]:
 
     found = []
     for task, known in tasks.TASKS.items():
+        if known.composed:
+            continue
         for model_type, names in getattr(modeling_auto, known.mapping).items():
             name = names if isinstance(names, str) else names[0]
             found.append(Pair(model_type, task, name, _kind(model_type, task)))
