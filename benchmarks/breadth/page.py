@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import re
+import sys
+import tempfile
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -41,12 +43,18 @@ RAN = ("right", "wrong", "failed")
 def write(records: Sequence[Record], every: Sequence[Pair]) -> None:
     """Write the page, the records and the known failures; the same records, the same files."""
     ordered = sorted(records, key=lambda r: (r.kind, r.model_type, r.task))
-    RESULTS.write_text(json.dumps(
+    RESULTS.write_text(placeless(json.dumps(
         {"environment": environment(), "pairs": len(every),
-         "records": [asdict(r) for r in ordered]}, indent=0) + "\n", encoding="utf-8")
+         "records": [asdict(r) for r in ordered]}, indent=0)) + "\n", encoding="utf-8")
     PAGE.write_text(markdown(ordered, every), encoding="utf-8")
     KNOWN.write_text(json.dumps(known_failures(ordered), indent=1, sort_keys=True) + "\n",
                      encoding="utf-8")
+
+
+def placeless(text: str) -> str:
+    """Without the directories of this machine: of a file below them, its name."""
+    places = "|".join(re.escape(str(p)) for p in (tempfile.gettempdir(), ROOT, sys.prefix))
+    return re.sub(rf"(?:{places})(?:/[\w.+-]+)*/([\w.+-]+)", r"\1", text)
 
 
 def environment() -> dict[str, str]:

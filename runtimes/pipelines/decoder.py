@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...checkpoints.parts import DECODER, KEEP, TOTAL
@@ -11,8 +12,6 @@ from ...errors import UsageError
 from . import Pipeline, cache, hollow, required
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
 
     from ...artifacts import Artifact
@@ -207,7 +206,8 @@ class Remember:
 def _refuse(others: Mapping[str, Any]) -> None:
     """Arguments that would change the result and that the graph does not take."""
     asked = [name for name, value in others.items()
-             if name not in _IGNORED and value is not None and value is not False]
+             if name not in _IGNORED and value is not None and value is not False
+             and not (isinstance(value, Mapping) and not value)]  # no images, say
     if asked:
         raise UsageError(f"this decoder does not take {', '.join(sorted(asked))}",
                          allowed="token ids, their mask and the cache of earlier calls",

@@ -237,3 +237,11 @@ def test_a_model_without_a_cache_reads_its_text_again_or_keeps_hidden_states(
             assert ours.tolist() == theirs.tolist()
         with pytest.raises(UsageError, match="more than the context holds"):
             found.generate(torch.ones(1, CONTEXT + 1, dtype=torch.int64), max_new_tokens=2)
+
+
+def test_an_empty_mapping_asks_for_nothing(opened: tuple[Any, Any]) -> None:
+    found, _ = opened
+    ids = torch.ones(1, 2, dtype=torch.int64)
+    assert found.model(input_ids=ids, mm_encoder_outputs={}).logits.shape[1] == 2
+    with pytest.raises(UsageError, match="does not take mm_encoder_outputs"):
+        found.model(input_ids=ids, mm_encoder_outputs={"image": ids})
