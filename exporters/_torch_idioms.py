@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from . import _torch_resampling
 from ._torch_einsum import einsum, product
 
 _range, _list, _len = range, list, len
@@ -26,6 +27,10 @@ def followed(module: torch.nn.Module) -> Iterator[None]:
     """Trace ``module`` with these idioms expressed by operators that follow its sizes."""
     with ExitStack() as stack:
         stack.enter_context(_replaced(torch.Tensor, "as_strided", _as_strided))
+        functional = torch.nn.functional
+        for name in ("interpolate", "adaptive_avg_pool2d", "batch_norm"):
+            stack.enter_context(_replaced(functional, name, getattr(_torch_resampling, name)))
+        stack.enter_context(_torch_resampling.Fourier())
         stack.enter_context(_replaced(torch.Tensor, "view", _view))
         stack.enter_context(_replaced(torch.Tensor, "reshape", _reshape))
         stack.enter_context(_replaced(torch, "bmm", _bmm))
