@@ -38,10 +38,12 @@ def forgotten(model: torch.nn.Module) -> Iterator[None]:
 
 def _without_caches(model: torch.nn.Module) -> list[tuple[Any, str, Any]]:
     """Put functions in place of those that cache, where the parts are written; what was there."""
+    kinds = {kind for part in model.modules() for kind in type(part).__mro__
+             if kind.__module__.split(".")[0] not in ("torch", "builtins")}
+    homes = {sys.modules[kind.__module__] for kind in kinds if kind.__module__ in sys.modules}
     found = []
-    for name in {type(part).__module__ for part in model.modules()}:
-        home = sys.modules.get(name)
-        for key, value in list(vars(home).items()) if home is not None else ():
+    for home in (*homes, *kinds):
+        for key, value in list(vars(home).items()):
             plain = _plain(value)
             if plain is not None:
                 found.append((home, key, value))
@@ -51,6 +53,9 @@ def _without_caches(model: torch.nn.Module) -> list[tuple[Any, str, Any]]:
 
 def _plain(value: Any) -> Any:
     """The function behind a cache, also where a decorator of its own holds the cache."""
+    if isinstance(value, staticmethod):
+        inner = _plain(value.__func__)
+        return staticmethod(inner) if inner is not None else None
     if isinstance(value, _Cached):
         return value.__wrapped__
     cells = value.__closure__ or () if isinstance(value, FunctionType) else ()
