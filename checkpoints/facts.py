@@ -92,7 +92,8 @@ class Facts:
             min_samples=_min_samples(config, pooled=hasattr(model, "tdnn")),
             mel_bins=mel_bins,
             frames=_number(config, "max_length") if mel_bins else 0,
-            feature_size=(_number(config, "input_feat_per_channel", "feature_size", "input_dim")
+            feature_size=(_number(config, "input_feat_per_channel", "feature_size", "input_dim",
+                                  "feature_projection_input_dim")
                           or int(processor.get("feature_size") or 0) or mel_bins or 80),
             source_positions=_number(config, "max_source_positions") if mel_bins else 0,
             wants_audio_mask=bool(processor.get(
@@ -112,7 +113,8 @@ def read_optional(root: Path, name: str) -> dict[str, Any]:
 def _number(config: Any, *names: str) -> int:
     """The first of these that the config or one of its parts states as a positive integer."""
     parts = [config, *(getattr(config, part, None) for part in
-                       ("vision_config", "audio_config", "text_config", "encoder"))]
+                       ("vision_config", "audio_config", "text_config", "encoder",
+                                "encoder_config"))]
     for part in parts:
         for name in names:
             value = getattr(part, name, None)

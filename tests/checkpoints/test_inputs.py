@@ -268,3 +268,11 @@ def test_characters_are_the_vocabulary_where_there_is_no_other(tmp_path):
         hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=37)
     facts = Facts.of(transformers.CanineModel(config), tmp_path, "float32")
     assert facts.vocabulary == 0x110000
+
+
+def test_frames_are_as_wide_as_the_projection_that_reads_them(tmp_path):
+    config = transformers.Wav2Vec2BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=37,
+        feature_projection_input_dim=24)
+    facts = Facts.of(transformers.Wav2Vec2BertModel(config), tmp_path, "float32")
+    assert facts.feature_size == 24
