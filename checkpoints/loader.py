@@ -75,7 +75,7 @@ def load(
                                    _stored_dtype(tensors), dict(target.init))
             tensors = read_tensors(weight_files(root))
             try:
-                found = _weightless(checkpoint, target, tensors, attention)
+                found = _weightless(checkpoint, target, tensors, attention, saved=True)
             except weightless.NeedsConversion as error:
                 raise CheckpointError(
                     f"{error} of {target.class_name} can't be traced to stored tensors",
@@ -164,12 +164,19 @@ def _stored_dtype(tensors: Mapping[str, TensorRef]) -> str:
 
 
 def _weightless(
-    checkpoint: Checkpoint, target: _Target, tensors: Mapping[str, TensorRef], attention: Attention
+    checkpoint: Checkpoint,
+    target: _Target,
+    tensors: Mapping[str, TensorRef],
+    attention: Attention,
+    *,
+    saved: bool = False,
 ) -> weightless.Found:
-    found = weightless.build(target.cls, target.config, tensors, attention, target.init)
+    def built(init: Mapping[str, Any]) -> weightless.Found:
+        return weightless.build(target.cls, target.config, tensors, attention, init, saved=saved)
+
+    found = built(target.init)
     if _only_pooler(found.missing, target.cls):
-        found = weightless.build(target.cls, target.config, tensors, attention,
-                                 {**target.init, "add_pooling_layer": False})
+        found = built({**target.init, "add_pooling_layer": False})
     if found.missing:
         raise missing_head(checkpoint, found.missing)
     _check_shapes(found.mismatched)

@@ -18,8 +18,8 @@ def kept(dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     Many a module takes its softmax ``in float32``, to be more precise than float16. In float64 that
     is less precise, and worse: masks made of float64's lowest number become infinite there, and a
     row that is masked from end to end becomes NaN. In this context such a softmax stays in float64,
-    a finite number that is cast to float32 remains finite, and Einstein sums take one beside the
-    other.
+    a finite number that is cast to float32 remains finite, a product of float32 with a number that
+    it can't hold is float64's, and Einstein sums take one beside the other.
     """
     import torch
 
@@ -30,6 +30,9 @@ def kept(dtype: torch.dtype | None) -> AbstractContextManager[Any]:
 def _mode() -> Any:
     import torch
     from torch.overrides import TorchFunctionMode
+
+    tensor: Any = torch.Tensor
+    products = (torch.mul, tensor.mul, tensor.__mul__, tensor.__rmul__)
 
     class Kept(TorchFunctionMode):
         def __torch_function__(
@@ -42,6 +45,8 @@ def _mode() -> Any:
                 named = {**named, "dtype": None}
             if function is torch.einsum:
                 given = _widened(given)
+            if function in products:
+                given = _held(given)
             found = function(*given, **named)
             if function in (torch.Tensor.float, torch.Tensor.to):
                 return _finite(given[0], found)
@@ -58,6 +63,16 @@ def _finite(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         return after
     largest = torch.finfo(torch.float32).max
     return torch.where(before.isfinite(), after.clamp(-largest, largest), after)
+
+
+def _held(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The factors, those of float32 in float64 where one is a finite number beyond float32."""
+    import torch
+
+    largest = torch.finfo(torch.float32).max
+    beyond = any(isinstance(v, float) and largest < abs(v) < float("inf") for v in given)
+    return tuple(v.double() if beyond and isinstance(v, torch.Tensor) and v.dtype == torch.float32
+                 else v for v in given)
 
 
 def _widened(given: tuple[Any, ...]) -> tuple[Any, ...]:

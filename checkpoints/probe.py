@@ -52,7 +52,11 @@ def outputs(
         first = _unmistakable(model, small, dims)
         a = _run(model, inputs, first, constants)
         shortest = _shortest(model, inputs, first, constants, dims)
-        dims = {**dims, **shortest}
+    else:
+        # The short ones may all be sizes of other dimensions; then the least one tells.
+        if first.get("sequence", 0) > max(_SHORT):
+            shortest = _at_least(model, inputs, first, constants, dims)
+    dims = {**dims, **shortest}
     second = {n: small[n] if small[n] != first[n] else other[n] for n in dims}
     plain = _by_one_run(model, a, first)
     if plain is not None:
@@ -102,6 +106,21 @@ def _shortest(
         pass
     found = dims["sequence"]
     return {"sequence": Dim(length, max(length, found.opt), found.max)}
+
+
+def _at_least(
+    model: torch.nn.Module,
+    inputs: tuple[TensorSpec, ...],
+    sizes: Mapping[str, int],
+    constants: Mapping[str, Any],
+    dims: Mapping[str, Dim],
+) -> dict[str, Dim]:
+    """As :func:`_shortest`, for a model that runs on most lengths and mostly on the least."""
+    try:
+        _run(model, inputs, {**sizes, "sequence": dims["sequence"].min}, constants)
+    except ForwardFailed:
+        return _shortest(model, inputs, sizes, constants, dims)
+    return {}
 
 
 def _unmistakable(

@@ -54,8 +54,14 @@ def build(
     tensors: Mapping[str, TensorRef],
     attention: Attention,
     init: Mapping[str, Any],
+    *,
+    saved: bool = False,
 ) -> Found:
     """Build ``cls`` on tags.
+
+    Args:
+        saved: the tensors are those of this very class, as it saved them. A tag that it overwrote
+            with zeros (a row of padding does, for all rows are one) is then known by its name.
 
     Raises:
         NeedsConversion: a parameter has to be computed from stored tensors.
@@ -88,7 +94,8 @@ def build(
             continue
         if tensor.numel():
             own = tensors.get(name)
-            if not tensor.is_floating_point() and own and own.shape == tuple(tensor.shape):
+            lost = not tensor.is_floating_point() or (saved and not tensor.any())
+            if lost and own and own.shape == tuple(tensor.shape):
                 weights[name] = own  # a tag does not survive in a bool
             else:
                 weights[name] = _untagged(name, tensor, refs)

@@ -18,6 +18,7 @@ import torch
 
 from . import _torch_resampling
 from ._torch_einsum import einsum, product
+from ._torch_scatter import scatter_reduce
 
 _range, _list, _len = range, list, len
 
@@ -27,6 +28,10 @@ def followed(module: torch.nn.Module) -> Iterator[None]:
     """Trace ``module`` with these idioms expressed by operators that follow its sizes."""
     with ExitStack() as stack:
         stack.enter_context(_replaced(torch.Tensor, "as_strided", _as_strided))
+        for owner in (torch, torch.Tensor):
+            for name, value in (("scatter_reduce", scatter_reduce),
+                                ("repeat_interleave", _repeated)):
+                stack.enter_context(_replaced(owner, name, value))
         functional = torch.nn.functional
         for name in ("interpolate", "adaptive_avg_pool2d", "batch_norm"):
             stack.enter_context(_replaced(functional, name, getattr(_torch_resampling, name)))
@@ -35,6 +40,7 @@ def followed(module: torch.nn.Module) -> Iterator[None]:
         stack.enter_context(_replaced(torch.Tensor, "reshape", _reshape))
         stack.enter_context(_replaced(torch, "bmm", _bmm))
         stack.enter_context(_replaced(torch, "einsum", einsum))
+        stack.enter_context(_replaced(torch, "full", _full))
         stack.enter_context(_replaced(torch, "diff", _diff))
         stack.enter_context(_replaced(torch.Tensor, "diff", _diff))
         for home in _homes(module):
@@ -175,6 +181,35 @@ def _bmm(left: torch.Tensor, right: torch.Tensor, **rest: Any) -> torch.Tensor:
     if rest or not torch._C._is_tracing():
         return _torch_bmm(left, right, **rest)
     return product(left, right)
+
+
+_torch_full = torch.full
+
+
+def _full(size: Any, fill_value: Any, **rest: Any) -> torch.Tensor:
+    """``full``, whose translation takes an integer for a float where no dtype is given."""
+    if isinstance(fill_value, int) and rest.get("dtype") is None and rest.get("out") is None:
+        rest["dtype"] = torch.bool if isinstance(fill_value, bool) else torch.int64
+    return _torch_full(size, fill_value, **rest)
+
+
+_torch_repeat = torch.repeat_interleave
+
+
+def _repeated(
+    input: torch.Tensor,  # noqa: A002 - torch's name
+    repeats: Any = None,
+    dim: int | None = None,
+    **rest: Any,
+) -> torch.Tensor:
+    """``repeat_interleave``; by one number, as an expanded axis."""
+    one = isinstance(repeats, int) or (isinstance(repeats, torch.Tensor) and repeats.dim() == 0)
+    if not one or not torch._C._is_tracing() or dim is None or rest:
+        return _torch_repeat(input, *(() if repeats is None else (repeats,)),
+                             **({} if dim is None else {"dim": dim}), **rest)
+    axis = dim % input.dim()
+    shape = [-1] * (axis + 1) + [repeats] + [-1] * (input.dim() - axis - 1)
+    return input.unsqueeze(axis + 1).expand(shape).flatten(axis, axis + 1)
 
 
 class _Positions:

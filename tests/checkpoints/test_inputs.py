@@ -254,6 +254,26 @@ def test_what_a_module_keeps_of_a_run_without_data_is_forgotten():
     assert type(model.added(3)) is torch.Tensor
 
 
+class Halving(torch.nn.Module):
+    """Takes four tokens at least."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(7))
+
+    def forward(self, input_ids):
+        pooled = torch.nn.functional.max_pool1d(input_ids[..., 0, :].float(), 4)
+        return {"logits": pooled.mean(-1, keepdim=True) * self.weight}
+
+
+def test_the_shortest_text_is_found_beside_choices_of_any_number():
+    text = ("batch", "choices", "sequence")
+    ids = (TensorSpec("input_ids", "int64", text, "tokens", high=9),)
+    dims = {"batch": Dim(1, 2, 4), "choices": Dim(2, 4, 16), "sequence": Dim(1, 9, 30)}
+    _, found = probe.outputs(Halving(), ids, dims, {})
+    assert found["sequence"].min == 4
+
+
 def test_a_video_is_a_row_of_images(tmp_path):
     config = transformers.VideoMAEConfig(
         image_size=32, num_frames=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,

@@ -174,6 +174,26 @@ def test_a_parameter_that_transformers_computes_is_converted_once(tmp_path):
     assert next(iter(files)).stat().st_mtime_ns == before
 
 
+def test_a_row_of_padding_that_transformers_sets_to_zero(tmp_path):
+    import transformers
+
+    config = transformers.FunnelConfig(
+        vocab_size=40, block_sizes=[1, 1], num_decoder_layers=1, d_model=16, n_head=2, d_head=8,
+        d_inner=24, pad_token_id=0)
+    torch.manual_seed(0)
+    model = transformers.FunnelModel(config).eval()
+    assert model.embeddings.word_embeddings.weight.detach()[1:].any()
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[0] = 1.0
+    model.save_pretrained(tmp_path / "model")
+    checkpoint = resolve(str(tmp_path / "model"), task="feature-extraction")
+    loaded, reference = load(checkpoint, attention="eager"), load_reference(checkpoint)
+    name = "model.embeddings.word_embeddings.weight"
+    ref, expected = loaded.weights[name], reference.module.state_dict()[name]
+    raw = np.fromfile(ref.file, np.float32, ref.nbytes // 4, offset=ref.offset)
+    assert torch.equal(torch.from_numpy(raw).reshape(ref.shape), expected)
+
+
 def test_a_head_that_is_not_stored(tiny):
     checkpoint = resolve(str(tiny("bert")), task="text-classification")
     for how in (load, load_reference):

@@ -55,6 +55,15 @@ def test_einstein_sums_take_float32_beside_float64():
         assert torch.einsum("i,ij->j", row, table).tolist() == [3, 3]
 
 
+def test_a_product_with_a_number_that_float32_cannot_hold_is_finite():
+    kept_out = torch.tensor([0.0, 1.0])
+    assert not (kept_out * LOWEST).isfinite().any()
+    with precise.kept(torch.float64):
+        for product in (kept_out * LOWEST, LOWEST * kept_out, torch.mul(kept_out, LOWEST)):
+            assert product.tolist() == [0, LOWEST]
+        assert (kept_out * 2.0).dtype == torch.float32
+
+
 class Masked(torch.nn.Module):
     """Rows of scores, the second of which sees no key."""
 

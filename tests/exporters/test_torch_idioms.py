@@ -68,6 +68,37 @@ class Found(torch.nn.Module):
         return x.sum(1) + scores.sum() + again.sum() + flat.sum(0)
 
 
+class Repeated(torch.nn.Module):
+    """Rows twice, of which the example has one, and the last as often as fives leave over."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        whole = torch.repeat_interleave(x[:, 7:], repeats=2, dim=-2)
+        return torch.cat([whole, x[:, -1:].repeat_interleave(x.size(1) % 5 + 1, dim=1)], dim=1)
+
+
+class Full(torch.nn.Module):
+    """A table read at places that are counted, in whole numbers, from a full tensor."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = torch.full(size=(x.size(0), x.size(1)), fill_value=0)
+        places[x[:, :, 0] > 0] = 2
+        return x + torch.nn.functional.embedding(places, x[0])
+
+
+class Scattered(torch.nn.Module):
+    """Rows gathered by where they go; what nothing goes to keeps its value."""
+
+    def __init__(self, reduce: str) -> None:
+        super().__init__()
+        self.reduce = reduce
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x[:, :, 0]
+        index = torch.arange(x.size(1)).expand_as(rows) // 3
+        target = torch.full_like(rows, 7.0)
+        return target.scatter_reduce(1, index, rows - 1, reduce=self.reduce, include_self=False)
+
+
 class Looping(torch.nn.Module):
     """A loop over a fixed number of columns, which stays what it is."""
 
@@ -90,10 +121,11 @@ def exported(
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("module", [
-    HalfOverlapping(), Thirds(), Positions(), Steps(), Looping()],
-                         ids=lambda m: type(m).__name__)
+    HalfOverlapping(), Thirds(), Positions(), Steps(), Looping(), Repeated(), Full(),
+    *map(Scattered, ("sum", "mean", "amax", "amin"))], ids=lambda m: type(m).__name__)
 def test_right_at_sizes_never_traced(module: torch.nn.Module) -> None:
-    session = exported(module, torch.randn(2, 8, 3))
+    opset = 18 if isinstance(module, Scattered) else 13
+    session = exported(module, torch.randn(2, 8, 3), opset)
     for shape in ((2, 8, 3), (1, 12, 3), (3, 20, 3)):
         x = np.random.default_rng(0).standard_normal(shape, np.float32)
         expected = module(torch.from_numpy(x)).numpy()

@@ -1,0 +1,36 @@
+"""Scattering that leaves its target out, by what ONNX has: scattering that takes it in."""
+
+from __future__ import annotations
+
+import torch
+
+_reduce = torch.scatter_reduce
+_ENDS = {"amax": -1.0, "amin": 1.0}
+
+
+def scatter_reduce(
+    input: torch.Tensor,  # noqa: A002 - torch's name
+    dim: int,
+    index: torch.Tensor,
+    src: torch.Tensor,
+    reduce: str,
+    *,
+    include_self: bool = True,
+) -> torch.Tensor:
+    """``scatter_reduce``; where the target does not count, from a start that changes nothing.
+
+    Places that nothing is scattered to keep the target's values.
+    """
+    if include_self or not torch._C._is_tracing() or not (
+            reduce in ("sum", "mean") or (reduce in _ENDS and src.is_floating_point())):
+        return _reduce(input, dim, index, src, reduce, include_self=include_self)
+    count = torch.zeros_like(input).scatter_add(dim, index, torch.ones_like(src))
+    if reduce in _ENDS:
+        start = torch.full_like(input, _ENDS[reduce] * torch.finfo(src.dtype).max)
+        result = _reduce(start, dim, index, src, reduce, include_self=True)
+    else:
+        result = torch.zeros_like(input).scatter_add(dim, index, src)
+        if reduce == "mean":
+            mode = None if src.is_floating_point() else "floor"
+            result = torch.div(result, count.clamp(min=1), rounding_mode=mode)
+    return torch.where(count > 0, result, input)
