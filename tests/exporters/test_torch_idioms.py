@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,8 +11,12 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+import transformers
+from modelport import pipeline
+from modelport.checkpoints import load_reference, resolve
 from modelport.exporters._onnx_opsets import keep_zeros
 from modelport.exporters._torch_idioms import followed
+from modelport.exporters.onnx import OnnxOptions
 
 
 class HalfOverlapping(torch.nn.Module):
@@ -145,6 +150,27 @@ def test_rows_that_are_found_in_the_data_may_be_none(rows: int) -> None:
     expected = Found()(drawn(rows)).numpy()
     found = session.run(None, {"x": drawn(rows).numpy()})[0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_characters_are_repeated_at_lengths_never_traced(tmp_path: Path) -> None:
+    """Molecules of four characters: the example has one to repeat, and the translation keeps it."""
+    config = transformers.CanineConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=37,
+        max_position_embeddings=64, downsampling_rate=4)
+    transformers.CanineModel(config).save_pretrained(tmp_path / "model")
+    request = pipeline.ModelRequest(str(tmp_path / "model"))
+    artifact = pipeline.export("onnx", request, tmp_path / "out", OnnxOptions(strategy="trace"),
+                               validate=False)
+    reference = load_reference(resolve(request.model))
+    with pipeline.open_session(artifact) as session:
+        for length in (9, 17, 30):
+            ids = np.arange(2 * length).reshape(2, length)
+            feeds = {name: {"input_ids": ids}.get(name, np.ones_like(ids))
+                     for name in artifact.spec.input_names}
+            tensors = [torch.as_tensor(feeds[name]) for name in reference.spec.input_names]
+            expected = reference.module(*tensors)[0].detach().numpy()
+            found = session.run(feeds)[artifact.spec.output_names[0]]
+            np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_other_strides_are_left_to_torch() -> None:
