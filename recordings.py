@@ -45,7 +45,8 @@ def read(path: Path) -> tuple[np.ndarray, int]:
             frames = file.readframes(file.getnframes())
             told = file.getnframes()
     except (OSError, wave.Error, EOFError) as error:
-        raise UsageError(f"{path} is no recording that can be read: {str(error) or 'it ends early'}",
+        why = str(error) or "it ends early"
+        raise UsageError(f"{path} is no recording that can be read: {why}",
                          allowed=allowed, hint=_CONVERT) from error
     if not RATES[0] <= rate <= RATES[1]:
         raise UsageError(f"{path} has {rate} samples a second",

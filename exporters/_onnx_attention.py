@@ -111,8 +111,11 @@ def _number(value: ir.Value | None) -> float | None:
 
 def _open(match: _Guarded, opset: int) -> tuple[ir.Value, ir.Value]:
     """The mask that is open in rows without any key, and 1 in every other row, 0 in those."""
-    probabilities = ir.convenience.get_const_tensor(match.guard.inputs[1])
-    assert probabilities is not None
+    zero = match.guard.inputs[1]
+    assert zero is not None
+    held = ir.convenience.get_const_tensor(zero)
+    assert held is not None
+    dtype = held.dtype
     numbers = ir.node("Cast", [match.mask], {"to": ir.DataType.FLOAT})
     made = [numbers]
     if opset < AXES_AS_INPUT:
@@ -124,10 +127,10 @@ def _open(match: _Guarded, opset: int) -> tuple[ir.Value, ir.Value]:
     sees = ir.node("Cast", largest.outputs, {"to": ir.DataType.BOOL})
     blind = ir.node("Not", sees.outputs)
     mask = ir.node("Or", [match.mask, blind.outputs[0]])
-    seen = ir.node("Cast", largest.outputs, {"to": probabilities.dtype})
+    seen = ir.node("Cast", largest.outputs, {"to": dtype})
     for node, kind in ((numbers, ir.DataType.FLOAT), (largest, ir.DataType.FLOAT),
                        (sees, ir.DataType.BOOL), (blind, ir.DataType.BOOL),
-                       (mask, ir.DataType.BOOL), (seen, probabilities.dtype)):
+                       (mask, ir.DataType.BOOL), (seen, dtype)):
         node.outputs[0].dtype = kind
     assert match.bias.graph is not None
     match.bias.graph.insert_before(match.bias, [*made, largest, sees, blind, mask, seen])
