@@ -29,9 +29,8 @@ def followed(module: torch.nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_replaced(torch.Tensor, "as_strided", _as_strided))
         for owner in (torch, torch.Tensor):
-            for name, value in (("scatter_reduce", scatter_reduce),
-                                ("repeat_interleave", _repeated)):
-                stack.enter_context(_replaced(owner, name, value))
+            stack.enter_context(_replaced(owner, "scatter_reduce", scatter_reduce))
+            stack.enter_context(_replaced(owner, "repeat_interleave", _repeated))
         functional = torch.nn.functional
         for name in ("interpolate", "adaptive_avg_pool2d", "batch_norm"):
             stack.enter_context(_replaced(functional, name, getattr(_torch_resampling, name)))

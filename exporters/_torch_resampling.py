@@ -40,8 +40,8 @@ def _images(value: torch.Tensor) -> bool:
     return bool(torch._C._is_tracing()) and value.dim() == 4
 
 
-def _pair(size: Any) -> tuple[Any, Any]:
-    return tuple(size) if isinstance(size, list | tuple) else (size, size)  # type: ignore[return-value]
+def _pair(size: Any) -> tuple[Any, ...]:
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
 
 
 def _separable(images: torch.Tensor, size: Any, resize: _Resize) -> torch.Tensor:
@@ -63,12 +63,13 @@ def _matrix(size: int, resize: Callable[[torch.Tensor], torch.Tensor]) -> torch.
 @contextmanager
 def _untraced() -> Iterator[None]:
     """Compute constants without leaving a trace."""
-    state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[arg-type]
+    tracer: Any = torch._C
+    state = tracer._get_tracing_state()
+    tracer._set_tracing_state(None)
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        tracer._set_tracing_state(state)
 
 
 _normalise = torch.nn.functional.batch_norm
