@@ -76,10 +76,10 @@ def source(family: str, task: str, directory: Path) -> Path:
         return built
     import tiny_models
 
-    # The library's own generate fails where a decoder has more layers than its encoder; small
-    # weights make a decoder that hardly hears its encoder.
-    options = {"num_decoder_layers": 2, "initializer_factor": 4.0} if family == "mt5" else (
-        {"init_std": 0.4} if family == "marian" else {})
+    # The library's own generate fails where a decoder has more layers than its encoder. Marian as
+    # the library draws it hardly hears its encoder; drawn much wider, scores are so large that
+    # rounding decides which position is attended to, and errors say nothing.
+    options = {"mt5": {"num_decoder_layers": 2}, "marian": {"init_std": 0.1}}.get(family, {})
     return tiny_models.build(family, task, directory, **options)
 
 
