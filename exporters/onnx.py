@@ -327,7 +327,9 @@ def _weight(value: ir.Value, model: LoadedModel) -> ir.TensorProtocol:
     assert value.dtype is not None
     ref = model.weights.get(name)
     if ref is None:
-        buffer = dict(model.module.named_buffers()).get(name)
+        held = {**dict(model.module.named_buffers()),  # a parameter without elements is no weight
+                **{n: p for n, p in model.module.named_parameters() if not p.numel()}}
+        buffer = held.get(name)
         if buffer is None:
             raise ExportError(f"the graph reads {name}, which the checkpoint does not store")
         return ir.tensor(buffer.detach().cpu().numpy(), name=name)

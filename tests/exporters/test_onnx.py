@@ -179,3 +179,16 @@ def test_an_artifact_survives_a_move(tiny: Callable[..., Path], tmp_path: Path) 
         ones = np.ones((2, 3), dtype=np.int64)
         outputs = session.run(dict.fromkeys(artifact.spec.input_names, ones))
     assert np.isfinite(outputs["logits"]).all()
+
+
+def test_a_parameter_without_elements(tmp_path: Path) -> None:
+    """DINOv3 without register tokens joins an empty parameter to its patches."""
+    import transformers
+
+    config = transformers.DINOv3ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=37,
+        image_size=32, patch_size=16, num_register_tokens=0)
+    transformers.DINOv3ViTModel(config).save_pretrained(tmp_path / "model")
+    artifact = pipeline.export("onnx", pipeline.ModelRequest(str(tmp_path / "model")),
+                               tmp_path / "out", OnnxOptions(strategy="trace"))
+    assert artifact.manifest.proven
