@@ -23,17 +23,22 @@ def forgotten(model: torch.nn.Module) -> Iterator[None]:
     Some keep a table they have computed, in an attribute or an ``lru_cache``; one that was computed
     on tensors without data would be taken for a real one by the next run.
     """
-    before = [(part, {k: dict(v) if type(v) is dict else v for k, v in vars(part).items()})
-              for part in model.modules()]
+    # Hooks lie in a mapping that their handles know: it is put back as it was, itself.
+    before = [(part, [(key, value, dict(value) if isinstance(value, dict) else None)
+                      for key, value in vars(part).items()]) for part in model.modules()]
     replaced = _without_caches(model)
     try:
         yield
     finally:
         for home, name, value in replaced:
             setattr(home, name, value)
-        for part, values in before:
+        for part, attributes in before:
             vars(part).clear()
-            vars(part).update(values)
+            for key, value, held in attributes:
+                if held is not None:
+                    value.clear()
+                    value.update(held)
+                vars(part)[key] = value
 
 
 def _without_caches(model: torch.nn.Module) -> list[tuple[Any, str, Any]]:
