@@ -119,6 +119,8 @@ def _shrink_layers(fields: dict[str, Any]) -> None:
     for name, count in counts.items():
         lists = {n: v for n, v in fields.items()
                  if isinstance(v, list) and len(v) == count and count > LAYERS}
+        if any(_DEPTHS.match(n) for n in lists):
+            continue  # stages, each of which is made shallow by itself
         kept = LAYERS
         for entries in lists.values():
             if all(isinstance(e, str) for e in entries):
