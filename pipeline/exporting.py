@@ -289,16 +289,22 @@ def _traced(model: LoadedModel) -> dict[str, int]:
     return model.spec.check(model.samples)
 
 
-def validate_in_child(root: Path) -> artifacts.Manifest:
-    """Validate in a fresh process, so that neither side's memory adds to the other's."""
-    if artifacts.read(root).manifest.source.model.startswith(IN_MEMORY):
-        from .validating import validate_artifact  # another process has no such module
+def validate_in_child(root: Path, max_seconds: float | None = None) -> artifacts.Manifest:
+    """Validate in a fresh process, so that neither side's memory adds to the other's.
 
-        validate_artifact(root)
+    Args:
+        max_seconds: for each graph's cases, those that coverage rests on first.
+    """
+    if artifacts.read(root).manifest.source.model.startswith(IN_MEMORY):
+        from .validating import Limits, validate_artifact  # another process has no such module
+
+        validate_artifact(root, limits=Limits(max_seconds=max_seconds))
         return artifacts.read(root).manifest
     device = artifacts.read(root).manifest.target.get("device", "cpu")
     command = [sys.executable, "-m", "modelport", "validate", str(root), "--quiet", "--json",
                "--device", device]
+    if max_seconds is not None:
+        command += ["--max-seconds", str(max_seconds)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode not in (0, ParityError.exit_code):
         raise _error_of_child(done)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from modelport import artifacts, exporters, pipeline
+from modelport.artifacts.manifest import Manifest, ParitySummary
 from modelport.errors import ExportError, UsageError
 from modelport.exporters.onnx import OnnxOptions
 from modelport.pipeline import deriving, figures, searching
@@ -85,6 +86,49 @@ def test_a_search_measures_calls_or_tokens() -> None:
         figures.require_measurable(model(*parts))
     with pytest.raises(UsageError, match="this one is semantic, coarse"):
         figures.require_measurable(model("semantic", "coarse"))
+
+
+@pytest.mark.parametrize(("compared", "full", "chosen", "reason"), [
+    (9, "pass", "int8-dynamic", ""),
+    (9, "fail", "simplify", "proven in full: parity: fail"),
+    (0, "fail", "simplify", "quantize: parity: fail"),  # no case in time: in full at once
+])
+def test_less_precise_is_tried_within_a_limit_and_placed_only_if_proven_in_full(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    compared: int, full: Any, chosen: str, reason: str,
+) -> None:
+    exporter = exporters.get("onnx")
+    plain = OnnxOptions(budget="sqnr_db=0,agreement=0,agreement_low=0")
+    candidates = (plain, dataclasses.replace(plain, optimize="simplify"),
+                  dataclasses.replace(plain, quantize="int8-dynamic"))
+    monkeypatch.setattr(type(exporter), "candidates", lambda self, options:
+                        candidates if options.optimize == "auto" else ())
+    judged: list[tuple[str, float | None]] = []
+
+    def verdict(root: Path, max_seconds: float | None = None) -> Manifest:
+        manifest = artifacts.read(root).manifest
+        judged.append((manifest.facts.get("precision", "float32"), max_seconds))
+        kind = full if judged[-1] == ("int8-dynamic", None) else "pass" if compared else "fail"
+        kind = "pass" if judged[-1][0] == "float32" else kind
+        parity = ParitySummary(kind, manifest.identity, {"translation": kind}, None,
+                               9 if max_seconds is None else compared)
+        return artifacts.write_manifest(
+            root, dataclasses.replace(manifest, parity=parity)).manifest
+
+    def figured(_: Any, made: Any, *rest: Any) -> dict[str, figures.Figures]:
+        return {name: figures.Figures("onnxruntime", 1 / len(name), len(name), 1) for name in made}
+
+    monkeypatch.setattr(pipeline.exporting, "validate_in_child", verdict)
+    monkeypatch.setattr(figures, "measure", figured)
+    request, out = pipeline.ModelRequest(str(tiny("bert"))), tmp_path / "out"
+    made = pipeline.export("onnx", request, out, OnnxOptions(optimize="auto"))
+    assert judged == [("float32", None), ("float32", None),
+                      ("int8-dynamic", searching.PROOF_SECONDS), ("int8-dynamic", None)]
+    table = made.manifest.facts["search"]
+    assert table["chosen"] == chosen
+    assert {t["name"]: t["reason"] for t in table["trials"]}["int8-dynamic"] == reason
+    assert made.manifest.proven
+    assert list((tmp_path / "out.search").glob("*.tried")) == []
 
 
 @pytest.mark.slow
