@@ -31,9 +31,8 @@ _CACHE = "MODELPORT_CACHE"
 ATTENTION = 1.0
 """Size of what attention's projections return, in units of what they are given, where inputs are
 heard through attention alone. Of eight prompts to bark-small's architecture as the library draws it
-(0.55), two sound exactly alike; with 1 the nearest two of four differ by 5 %, with 2 by 16 %. With 1
-its export passes with ρ at most 1.4; with 2 one case of 101 had ρ 2.4, of which nothing more is
-known."""
+(0.55), two sound exactly alike; with 1 the nearest two of four differ by 5 %, with 2 by 16 %. Its
+export passes with 1, ρ at most 1.4; with 2 one case of 101 had ρ 2.4, of which no more is known."""
 
 
 def cache_root() -> Path:
