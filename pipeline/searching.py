@@ -223,6 +223,7 @@ class Search:
             deriving.derive(self._exporter, self._model, parent, staging.root, step)
             manifest = self._judged(staging.root, place, step)
             if not manifest.proven:
+                _tried(place).unlink(missing_ok=True)
                 reason = f"{step.transform}: {_verdict(manifest)}"
                 staging.reject(reason)
                 raise ParityError(reason)

@@ -92,6 +92,7 @@ def test_a_search_measures_calls_or_tokens() -> None:
     (9, "pass", "int8-dynamic", ""),
     (9, "fail", "simplify", "proven in full: parity: fail"),
     (0, "fail", "simplify", "quantize: parity: fail"),  # no case in time: in full at once
+    (0, "pass", "int8-dynamic", ""),
 ])
 def test_less_precise_is_tried_within_a_limit_and_placed_only_if_proven_in_full(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
