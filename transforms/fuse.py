@@ -6,8 +6,9 @@ fusions reads one.
 
 Chosen by ``benchmarks/fusions.py``, which holds these against that optimizer alone and against
 transformers' own fusions (``OnnxConfig(ort_fusions="cpu")``). Those look for what dynamo captures
-and take attention apart again on a CPU unless it keeps a cache; the optimizer knows no attention of
-today's traces, and reshapes that share a shape make it break GPT-2's graph. Both hold the weights.
+and, on a CPU, take attention without a cache apart again; over a cache they found none in the
+decoders there. The optimizer knows no attention of today's traces, and reshapes that share a shape
+make it break GPT-2's graph. Both hold the weights.
 """
 
 from __future__ import annotations
