@@ -53,7 +53,8 @@ class Quantize(Transform):
 
     def apply(self, model: ir.Model, options: Mapping[str, Any]) -> TransformResult:
         """Options: ``scheme``; ``samples``, feeds; ``keep``, how many of the noisiest layers stay
-        in float32 (0); ``calibration`` (minmax, percentile, entropy) of ``int8-static``.
+        in float32 (0); ``calibration`` (minmax, percentile, entropy) of ``int8-static``;
+        ``measured``, the ``sqnr_db`` of each layer where an earlier result's notes have it.
 
         Notes: ``layers``, by weight name: ``sqnr_db`` alone, ``transposed``, ``kept``;
         ``matrix_bytes`` and ``float_bytes`` of the quantised matrices after and before.
@@ -79,7 +80,8 @@ class Quantize(Transform):
             raise UsageError("the graph has no product with a constant matrix to quantise")
         before = _graph.count(model)
         bits = WEIGHTS.get(scheme)
-        measured = noise(model, found, samples, partial(_blocks, bits=bits) if bits else by_channel)
+        measured = options.get("measured") or noise(
+            model, found, samples, partial(_blocks, bits=bits) if bits else by_channel)
         kept = _kept(measured, int(options.get("keep", 0)))
         finer = kept if bits == 4 else set()
         kept = kept - finer

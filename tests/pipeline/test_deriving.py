@@ -87,6 +87,23 @@ def test_a_wrong_weight_is_rejected(
     assert report.gates["precision"] != "pass"
 
 
+def test_layers_are_measured_once_however_many_are_kept(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelport.transforms import quantize
+
+    measured: list[int] = []
+    noise = quantize.noise
+    monkeypatch.setattr(quantize, "noise", lambda *given: measured.append(1) or noise(*given))
+    verdicts = iter([False, False, True])
+    monkeypatch.setattr(deriving, "_holds", lambda *given: next(verdicts))
+    artifact = export(tiny("bert"), tmp_path / "out", quantize="int8-dynamic")
+    layers = artifact.manifest.facts["quantize"]["layers"].values()
+    kept = sorted(layer["sqnr_db"] for layer in layers if layer["kept"])
+    assert kept == sorted(layer["sqnr_db"] for layer in layers)[:2], "the two noisiest"
+    assert len(measured) == 1
+
+
 def test_lineage_tells_each_step(tiny: Callable[..., Path], tmp_path: Path) -> None:
     artifact = export(tiny("bert"), tmp_path / "out", optimize="simplify", dtype="fp16")
     manifest = artifact.manifest
