@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import page
@@ -67,3 +68,9 @@ def test_known_failures_are_those_that_everything_was_tried_on() -> None:
     assert found == {"bert": {"fill-mask": {
         "cause": "a dimension came out static", "torchscript": True,
         "tasks": ["question-answering"]}}}
+
+
+def test_what_is_published_names_no_directory_of_this_machine() -> None:
+    said = f"Load model from {tempfile.gettempdir()}/coverage-a_1/model.onnx failed at /model/x"
+    assert page.placeless(said) == "Load model from model.onnx failed at /model/x"
+    assert page.placeless(f'"{sys.prefix}/lib/a.py"') == '"a.py"'

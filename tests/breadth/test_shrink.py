@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import transformers
-from shrink import EXCEPTIONS, VOCABULARY, tiny
+from shrink import EXCEPTIONS, VOCABULARY, Degree, tiny
 
 
-def shrunk(model_type: str, **options: bool) -> transformers.PreTrainedConfig:
-    return tiny(transformers.CONFIG_MAPPING[model_type](), model_type, **options)
+def shrunk(model_type: str, degree: Degree = "small") -> transformers.PreTrainedConfig:
+    return tiny(transformers.CONFIG_MAPPING[model_type](), model_type, degree=degree)
 
 
 def parameters(model_type: str, auto: str = "AutoModel") -> int:
@@ -40,6 +40,12 @@ def test_every_kind_of_layer_is_kept() -> None:
     assert len(config.layer_types) == config.num_hidden_layers
 
 
+def test_stages_are_kept_and_made_shallow() -> None:
+    config = shrunk("segformer")
+    assert config.depths == [1, 1, 1, 1]
+    assert config.num_encoder_blocks == len(config.hidden_sizes) == 4
+
+
 def test_special_tokens_stay_inside_the_vocabulary() -> None:
     config = shrunk("qwen2")
     assert config.vocab_size == VOCABULARY
@@ -48,10 +54,22 @@ def test_special_tokens_stay_inside_the_vocabulary() -> None:
 
 
 def test_the_gentle_way_leaves_widths() -> None:
-    config = shrunk("bert", gentle=True)
+    config = shrunk("bert", "gentle")
     assert config.hidden_size == 768
     assert config.num_hidden_layers == 2
 
 
 def test_exceptions_come_last() -> None:
     assert shrunk("longformer").attention_window == EXCEPTIONS["longformer"]["attention_window"]
+
+
+def test_an_encoder_that_generates_is_told_that_it_is_a_decoder() -> None:
+    config = transformers.ErnieConfig()
+    assert tiny(config, "ernie", "text-generation").is_decoder
+    assert not tiny(config, "ernie", "fill-mask").is_decoder
+
+
+def test_a_decoder_beside_an_encoder_has_a_token_to_begin_with() -> None:
+    config = tiny(transformers.T5Config(), "t5", "text2text-generation")
+    assert config.decoder_start_token_id == config.pad_token_id == 0
+    assert tiny(transformers.BartConfig(), "bart").decoder_start_token_id == 2

@@ -29,7 +29,9 @@ from modelport import destinations, validate
 roots, url, rounds = [Path(r) for r in sys.argv[3:]], sys.argv[1], int(sys.argv[2])
 random.seed(7)
 span, seen = 0.01 if sys.argv[1].startswith('file') else 1.0, set()
-for turn in range(rounds):
+for turn in range(5 * rounds):
+    if turn >= rounds and len(seen) >= 2:  # on a busy machine it takes longer to have seen enough
+        break
     pid = os.fork()
     if not pid:
         try:
@@ -52,7 +54,7 @@ for turn in range(rounds):
         seen.add(pull(url, roots[0].parent / "pulled", force=True).digest)
     except Exception as error:
         assert not seen and "nothing is published" in str(error), error
-    span = min(span * (1.3 if len(seen) == before else 0.9), 3)
+    span = min(span * (1.3 if len(seen) == before else 0.9), 10)
 print(len(seen))
 """
 
@@ -62,7 +64,7 @@ def test_publishers_killed_at_random_moments(place, variant, tmp_path):
     rounds = 30 if place.kind == "file" else 10
     done = subprocess.run(
         [sys.executable, "-c", RUNNER, place.url, str(rounds), *roots],
-        capture_output=True, text=True, check=False, timeout=240,
+        capture_output=True, text=True, check=False, timeout=480,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 2, "the kills came too early to test anything"
