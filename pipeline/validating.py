@@ -139,11 +139,14 @@ def _judge(
     notify("validating: effects on the answers")
     made_under = subject.artifact.manifest.options if subject.artifact else {}
     budget = limits.budget or deriving.budget_of(made_under)
-    essential = tuple(case for case in plan.cases if case.essential)
+    # What the limit left out of the other gates is left out here.
+    ran = {record.label for record in report.cases}
+    essential = tuple(case for case in plan.cases if case.essential and case.label in ran)
     effects = validate.measure_effects(
         subject.open,
         original(checkpoint, "float64", subject.spec, device, part=subject.part),
-        deriving.text_cases(subject.spec, checkpoint.root) or deriving.enough(essential),
+        deriving.text_cases(subject.spec, checkpoint.root)
+        or deriving.enough(essential or plan.cases[:1]),
         spec=subject.spec,
         budget=budget,
         settings=limits.applied(sides.settings),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +86,27 @@ def test_a_wrong_weight_is_rejected(
     artifacts.write_manifest(artifact.root, dataclasses.replace(artifact.manifest, files=files))
     report = pipeline.validate_artifact(artifact.root, limits=LIMITS)
     assert report.gates["precision"] != "pass"
+
+
+def test_effects_are_measured_on_cases_that_the_limit_let_run(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = with_proven_parent(export(tiny("bert"), tmp_path / "out", dtype="fp16"))
+    judge, effects, seen = validate.judge, validate.measure_effects, set()
+
+    def limited(candidate: Any, reference: Any, truth: Any, plan: Any, **rest: Any) -> Any:
+        few = tuple(case for case in plan.cases if dict(case.sizes)["sequence"] == 1)
+        return judge(candidate, reference, truth, dataclasses.replace(plan, cases=few), **rest)
+
+    def measured(candidate: Any, truth: Any, cases: Any, **rest: Any) -> Any:
+        seen.update(dict(case.sizes)["sequence"] for case in cases)
+        return effects(candidate, truth, cases, **rest)
+
+    monkeypatch.setattr(validate, "judge", limited)
+    monkeypatch.setattr(validate, "measure_effects", measured)
+    report = pipeline.validate_artifact(artifact.root, limits=LIMITS)
+    assert report.accepted, report.effects
+    assert seen == {1}
 
 
 def test_layers_are_measured_once_however_many_are_kept(
