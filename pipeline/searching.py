@@ -46,7 +46,7 @@ OBJECTIVES = ("latency", "throughput", "size", "memory")
 ROUNDS = 5
 """Fresh processes for each figure, as far as the time allows."""
 
-PROOF_SECONDS = 30.0
+PROOF_SECONDS = 60.0
 """For the cases of a trial of reduced precision, those that coverage rests on first."""
 
 

@@ -92,7 +92,8 @@ def test_effects_are_measured_on_cases_that_the_limit_let_run(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact = with_proven_parent(export(tiny("bert"), tmp_path / "out", dtype="fp16"))
-    judge, effects, seen = validate.judge, validate.measure_effects, set()
+    judge, effects = validate.judge, validate.measure_effects
+    seen: set[int] = set()
 
     def limited(candidate: Any, reference: Any, truth: Any, plan: Any, **rest: Any) -> Any:
         few = tuple(case for case in plan.cases if dict(case.sizes)["sequence"] == 1)
