@@ -150,6 +150,8 @@ def _judge(
         spec=subject.spec,
         budget=budget,
         settings=limits.applied(sides.settings),
+        # The original in float64 is what Gate A held the parent against.
+        cache=_cache(subject, checkpoint, device, "float32") if limits.cache else None,
     )
     return report.with_effects(effects, budget)
 
@@ -208,15 +210,17 @@ def _steps(notify: Notify) -> validate.Progress:
     return lambda stage, done, total: notify(f"validating: {stage} {done} of {total}")
 
 
-def _cache(subject: Subject, checkpoint: Checkpoint, device: str) -> validate.ReferenceCache | None:
-    """Stored reference runs of this source, by precision.
+def _cache(
+    subject: Subject, checkpoint: Checkpoint, device: str, precision: str | None = None
+) -> validate.ReferenceCache | None:
+    """Stored reference runs of this source, by precision, by default the subject's own.
 
     Not for a quantised artifact: which of the source's layers are rounded is that artifact's own.
     """
     from importlib.metadata import version
 
     facts = subject.artifact.manifest.facts if subject.artifact else {}
-    precision = facts.get("precision") or "float32"
+    precision = precision or facts.get("precision") or "float32"
     if precision not in ("float32", *HALVES):
         return None
     outputs = [f"{t.name} {t.dtype}" for t in subject.spec.outputs]

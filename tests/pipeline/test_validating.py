@@ -106,12 +106,13 @@ def test_the_reference_is_run_once_for_many_artifacts(
     assert first > 0
     assert again == 0
     assert report.comparisons
-    # Gate B has a reference and a truth of its own; a stored run never stands in for them. The
-    # effects are measured against the original, on texts that no case above has.
+    # Gate B has a reference and a truth of its own; a stored run of float32 never stands in for
+    # them. The effects are measured against the original, which is run once for each case too.
     half, report = cost("half", dtype="fp16")
     fewer, same = cost("half-again", dtype="fp16", opset=14)
     assert report.gates["precision"] == same.gates["precision"] == "pass"
-    assert half - fewer == 2 * len(report.cases)
+    assert half > 2 * len(report.cases)
+    assert fewer == 0
     assert report.worst_rho is not None
     assert report.worst_rho != 1.0
 
