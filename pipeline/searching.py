@@ -91,8 +91,9 @@ class Search:
 
     Args:
         workshop: where the combinations lie.
-        seconds: nothing is begun that would end later, by what the longest took so far and the
-            proof of the plain export, which is what proving the best in full will take.
+        seconds: nothing is begun that would end later, by what the longest took so far, with
+            as long kept back for proving the best in full as the plain export's proof took; that
+            proof itself is never cut short.
     """
 
     def __init__(
