@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 
-from . import _torch_resampling
 from ._torch_einsum import einsum, product
-from ._torch_scatter import scatter_reduce
+from ._torch_operators import replaced
 
 _range, _list, _len = range, list, len
 
@@ -27,24 +26,16 @@ _range, _list, _len = range, list, len
 def followed(module: torch.nn.Module) -> Iterator[None]:
     """Trace ``module`` with these idioms expressed by operators that follow its sizes."""
     with ExitStack() as stack:
-        stack.enter_context(_replaced(torch.Tensor, "as_strided", _as_strided))
-        for owner in (torch, torch.Tensor):
-            stack.enter_context(_replaced(owner, "scatter_reduce", scatter_reduce))
-            stack.enter_context(_replaced(owner, "repeat_interleave", _repeated))
-        functional = torch.nn.functional
-        for name in ("interpolate", "adaptive_avg_pool2d", "batch_norm"):
-            stack.enter_context(_replaced(functional, name, getattr(_torch_resampling, name)))
-        stack.enter_context(_torch_resampling.Fourier())
-        stack.enter_context(_replaced(torch.Tensor, "view", _view))
-        stack.enter_context(_replaced(torch.Tensor, "reshape", _reshape))
-        stack.enter_context(_replaced(torch, "bmm", _bmm))
-        stack.enter_context(_replaced(torch, "einsum", einsum))
-        stack.enter_context(_replaced(torch, "full", _full))
-        stack.enter_context(_replaced(torch, "diff", _diff))
-        stack.enter_context(_replaced(torch.Tensor, "diff", _diff))
+        stack.enter_context(replaced(torch.Tensor, "as_strided", _as_strided))
+        stack.enter_context(replaced(torch.Tensor, "view", _view))
+        stack.enter_context(replaced(torch.Tensor, "reshape", _reshape))
+        stack.enter_context(replaced(torch, "bmm", _bmm))
+        stack.enter_context(replaced(torch, "einsum", einsum))
+        stack.enter_context(replaced(torch, "diff", _diff))
+        stack.enter_context(replaced(torch.Tensor, "diff", _diff))
         for home in _homes(module):
             for name, value in (("range", _counted), ("list", _List), ("len", _length)):
-                stack.enter_context(_replaced(home, name, value))
+                stack.enter_context(replaced(home, name, value))
         yield
 
 
@@ -53,20 +44,6 @@ def _homes(module: torch.nn.Module) -> list[Any]:
     names = {type(part).__module__ for part in module.modules()}
     return [sys.modules[name] for name in sorted(names)
             if name in sys.modules and name.split(".")[0] not in ("torch", __name__.split(".")[0])]
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    own = vars(owner)
-    had, before = name in own, own.get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if had:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)
 
 
 _strided = torch.Tensor.as_strided
@@ -180,35 +157,6 @@ def _bmm(left: torch.Tensor, right: torch.Tensor, **rest: Any) -> torch.Tensor:
     if rest or not torch._C._is_tracing():
         return _torch_bmm(left, right, **rest)
     return product(left, right)
-
-
-_torch_full = torch.full
-
-
-def _full(size: Any, fill_value: Any, **rest: Any) -> torch.Tensor:
-    """``full``, whose translation takes an integer for a float where no dtype is given."""
-    if isinstance(fill_value, int) and rest.get("dtype") is None and rest.get("out") is None:
-        rest["dtype"] = torch.bool if isinstance(fill_value, bool) else torch.int64
-    return _torch_full(size, fill_value, **rest)
-
-
-_torch_repeat = torch.repeat_interleave
-
-
-def _repeated(
-    input: torch.Tensor,  # noqa: A002 - torch's name
-    repeats: Any = None,
-    dim: int | None = None,
-    **rest: Any,
-) -> torch.Tensor:
-    """``repeat_interleave``; by one number, as an expanded axis."""
-    one = isinstance(repeats, int) or (isinstance(repeats, torch.Tensor) and repeats.dim() == 0)
-    if not one or not torch._C._is_tracing() or dim is None or rest:
-        return _torch_repeat(input, *(() if repeats is None else (repeats,)),
-                             **({} if dim is None else {"dim": dim}), **rest)
-    axis = dim % input.dim()
-    shape = [-1] * (axis + 1) + [repeats] + [-1] * (input.dim() - axis - 1)
-    return input.unsqueeze(axis + 1).expand(shape).flatten(axis, axis + 1)
 
 
 class _Positions:

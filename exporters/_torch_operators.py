@@ -5,22 +5,43 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 
-_repeat_interleave = torch.repeat_interleave
+from . import _torch_resampling
+from ._torch_scatter import scatter_reduce
 
 
 @contextmanager
 def translatable() -> Iterator[None]:
     """Trace with these operators expressed by others."""
     with ExitStack() as stack:
-        for name, value in (("expm1", _expm1), ("repeat_interleave", _repeated)):
+        for name, value in (("expm1", _expm1), ("repeat_interleave", _repeated),
+                            ("scatter_reduce", scatter_reduce)):
             for owner in (torch, torch.Tensor):
-                stack.enter_context(mock.patch.object(owner, name, value))
-        stack.enter_context(mock.patch.object(torch.nn.functional, "rms_norm", _rms_norm))
+                stack.enter_context(replaced(owner, name, value))
+        stack.enter_context(replaced(torch, "full", _full))
+        for name, value in (("rms_norm", _rms_norm), ("batch_norm", _torch_resampling.batch_norm),
+                            ("interpolate", _torch_resampling.interpolate),
+                            ("adaptive_avg_pool2d", _torch_resampling.adaptive_avg_pool2d)):
+            stack.enter_context(replaced(torch.nn.functional, name, value))
+        stack.enter_context(_torch_resampling.Fourier())
         yield
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Put a value in an attribute's place, its own or one it inherits."""
+    own = vars(owner)
+    had, before = name in own, own.get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if had:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
 
 
 def _expm1(x: torch.Tensor) -> torch.Tensor:
@@ -28,16 +49,34 @@ def _expm1(x: torch.Tensor) -> torch.Tensor:
     return torch.tanh(x / 2) * (torch.exp(x) + 1)
 
 
+_torch_full = torch.full
+
+
+def _full(size: Any, fill_value: Any, **rest: Any) -> torch.Tensor:
+    """``full``, whose translation takes an integer for a float where no dtype is given."""
+    if isinstance(fill_value, int) and rest.get("dtype") is None and rest.get("out") is None:
+        rest["dtype"] = torch.bool if isinstance(fill_value, bool) else torch.int64
+    return _torch_full(size, fill_value, **rest)
+
+
+_torch_repeat = torch.repeat_interleave
+
+
 def _repeated(
-    x: torch.Tensor, repeats: Any, dim: int | None = None, *, output_size: int | None = None
+    input: torch.Tensor,  # noqa: A002 - torch's name
+    repeats: Any = None,
+    dim: int | None = None,
+    **rest: Any,
 ) -> torch.Tensor:
-    """Each entry so often along an axis; the translation splits the axis, and fails on the last."""
-    if dim is None or not isinstance(repeats, int):
-        return _repeat_interleave(x, repeats, dim, output_size=output_size)
-    axis = dim % x.ndim
-    shape = [-1] * (x.ndim + 1)
-    shape[axis + 1] = repeats
-    return x.unsqueeze(axis + 1).expand(shape).flatten(axis, axis + 1)
+    """``repeat_interleave``; by one number, as an expanded axis: the translation splits the axis
+    into as many parts as the example has, and fails on the last."""
+    one = isinstance(repeats, int) or (isinstance(repeats, torch.Tensor) and repeats.dim() == 0)
+    if not one or not torch._C._is_tracing() or dim is None or rest:
+        return _torch_repeat(input, *(() if repeats is None else (repeats,)),
+                             **({} if dim is None else {"dim": dim}), **rest)
+    axis = dim % input.dim()
+    shape = [-1] * (axis + 1) + [repeats] + [-1] * (input.dim() - axis - 1)
+    return input.unsqueeze(axis + 1).expand(shape).flatten(axis, axis + 1)
 
 
 def _rms_norm(

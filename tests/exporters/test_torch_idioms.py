@@ -16,6 +16,7 @@ from modelport import pipeline
 from modelport.checkpoints import load_reference, resolve
 from modelport.exporters._onnx_opsets import keep_zeros
 from modelport.exporters._torch_idioms import followed
+from modelport.exporters._torch_operators import translatable
 from modelport.exporters.onnx import OnnxOptions
 
 
@@ -115,7 +116,7 @@ def exported(
     module: torch.nn.Module, example: torch.Tensor, opset: int = 13
 ) -> onnxruntime.InferenceSession:
     file = io.BytesIO()
-    with followed(module):
+    with translatable(), followed(module):
         torch.onnx.export(module.eval(), (example,), file, input_names=["x"],
                           output_names=["y"], dynamic_axes={"x": {0: "b", 1: "n"}}, dynamo=False,
                           opset_version=opset)

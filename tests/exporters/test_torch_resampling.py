@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from modelport.exporters._torch_idioms import followed
+from modelport.exporters._torch_operators import translatable
 from torch.nn import functional
 
 
@@ -57,7 +57,7 @@ def exported(module: torch.nn.Module, example: torch.Tensor, *, dynamic: bool = 
 @pytest.mark.parametrize("how", WAYS)
 def test_the_same_numbers_at_another_batch(how: str) -> None:
     module = Applied(how)
-    with followed(module):
+    with translatable():
         graph = exported(module, torch.randn(2, 5, 7, 8), dynamic=how == "once")
     session = onnxruntime.InferenceSession(graph)
     for shape in ((2, 5, 7, 8), (3, 9 if how == "once" else 5, 7, 8)):
@@ -83,5 +83,5 @@ def test_outside_a_trace_torch_does_it() -> None:
     for how in WAYS:
         module = Applied(how)
         expected = module(x)
-        with followed(module):
+        with translatable():
             assert torch.equal(module(x), expected)
