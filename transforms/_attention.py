@@ -170,7 +170,12 @@ def _zeroes_blind_rows(node: ir.Node) -> bool:
         return False
     casts = (made_by(value, "Cast") for value in node.inputs)
     factors = [*node.inputs, *(cast.inputs[0] for cast in casts if cast is not None)]
-    return any(made_by(value, "ReduceMax") is not None for value in factors)
+    largest = (made_by(value, "ReduceMax") for value in factors)
+    # Of the mask, which is opened in those rows: a largest score, say, is a factor of the model's.
+    masks = (made_by(one.inputs[0], "Cast") for one in largest if one is not None)
+    return any(use.node.op_type == "Or" for cast in masks
+               if cast is not None and cast.inputs[0] is not None
+               for use in cast.inputs[0].uses())
 
 
 def _key(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:

@@ -137,6 +137,21 @@ def test_attention_by_hand(scaled: bool, masked: bool, tmp_path: Path) -> None:
     assert np.allclose(actual, expected, atol=1e-6)
 
 
+def test_a_factor_of_the_models_own_is_not_lost(tmp_path: Path) -> None:
+    model, feeds = attention(scaled=True, masked=True)
+    (back,) = [n for n in model.graph if n.op_type == "Transpose"
+               and n.inputs[0].producer().op_type == "MatMul"]
+    largest = ir.node("ReduceMax", [model.graph.inputs[0]], {"keepdims": 1})
+    times = ir.node("Mul", [back.inputs[0], largest.outputs[0]])
+    largest.outputs[0].name, times.outputs[0].name = "largest", "times"
+    model.graph.insert_before(back, [largest, times])
+    back.replace_input_with(0, times.outputs[0])
+    (expected,) = graphs.run(model, feeds, tmp_path / "a")
+    _attention.fuse(model)
+    (actual,) = graphs.run(model, feeds, tmp_path / "b")
+    assert np.allclose(actual, expected, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def decoder(
     tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
