@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,15 +15,21 @@ from ._torch_scatter import scatter_reduce
 @contextmanager
 def translatable() -> Iterator[None]:
     """Trace with these operators expressed by others."""
+    tensors: dict[str, Callable[..., torch.Tensor]] = {
+        "expm1": _expm1, "repeat_interleave": _repeated, "scatter_reduce": scatter_reduce,
+    }
+    functions: dict[str, Callable[..., torch.Tensor]] = {
+        "rms_norm": _rms_norm,
+        "batch_norm": _torch_resampling.batch_norm,
+        "interpolate": _torch_resampling.interpolate,
+        "adaptive_avg_pool2d": _torch_resampling.adaptive_avg_pool2d,
+    }
     with ExitStack() as stack:
-        for name, value in (("expm1", _expm1), ("repeat_interleave", _repeated),
-                            ("scatter_reduce", scatter_reduce)):
+        for name, value in tensors.items():
             for owner in (torch, torch.Tensor):
                 stack.enter_context(replaced(owner, name, value))
         stack.enter_context(replaced(torch, "full", _full))
-        for name, value in (("rms_norm", _rms_norm), ("batch_norm", _torch_resampling.batch_norm),
-                            ("interpolate", _torch_resampling.interpolate),
-                            ("adaptive_avg_pool2d", _torch_resampling.adaptive_avg_pool2d)):
+        for name, value in functions.items():
             stack.enter_context(replaced(torch.nn.functional, name, value))
         stack.enter_context(_torch_resampling.Fourier())
         yield
