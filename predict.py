@@ -91,7 +91,7 @@ def heard(
         the token ids where the artifact has no tokenizer.
 
     Raises:
-        UsageError: the model does not hear, or the file is no WAV recording.
+        UsageError: the model does not hear, or the file is no recording that can be read.
     """
     from .checkpoints import has_tokenizer
 

@@ -21,8 +21,8 @@ from ._shared import DEVICE, SETTINGS, common
 @click.option("--seed", type=int, default=0, show_default=True, help="Of --sample.")
 @click.option("--beams", type=click.IntRange(1), help="Search this many beams.")
 @click.option("--audio", type=click.Path(dir_okay=False, path_type=Path),
-              help="WAV file to transcribe; with --text, where audio that is generated goes "
-              "(default: ARTIFACT.wav).")
+              help="Recording to transcribe; with --text, where audio that is generated goes "
+              "as WAV (default: ARTIFACT.wav).")
 @DEVICE
 @click.option("--dry-run", is_flag=True, help="Show what a pipeline would do, and do nothing.")
 @click.option("--jobs", type=click.IntRange(1),

@@ -1,13 +1,14 @@
-"""WAV files in and out, other rates, and what is no recording."""
+"""Audio files in and out, other rates, and what is no recording."""
 
 from __future__ import annotations
 
-import struct
+import sys
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from modelport import recordings
 from modelport.errors import UsageError
 
@@ -75,19 +76,35 @@ def test_the_same_rate_is_the_same_array() -> None:
     assert recordings.resampled(samples, 16000, 16000) is samples
 
 
+@pytest.mark.parametrize("suffix", ["flac", "ogg", "mp3"])
+def test_compressed_files_are_read(suffix: str, tmp_path: Path) -> None:
+    wanted = tone(440, 16000)
+    soundfile.write(tmp_path / f"a.{suffix}", wanted, 16000)
+    found, rate = recordings.read(tmp_path / f"a.{suffix}")
+    assert rate == 16000
+    assert len(found) == len(wanted)
+    np.testing.assert_allclose(found[1600:-1600], wanted[1600:-1600], atol=0.02)
+
+
 def test_no_recording(tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("no recording")
     (tmp_path / "none.wav").write_bytes(b"")
-    whole = pcm(tmp_path / "whole.wav", tone(440, 8000), 2).read_bytes()
-    (tmp_path / "cut.wav").write_bytes(whole[:-100])
-    floats = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 3, 1, 8000, 32000, 4, 32) + b"data\0\0\0\0"
-    (tmp_path / "float.wav").write_bytes(b"RIFF" + struct.pack("<I", len(floats)) + floats)
     pcm(tmp_path / "silent.wav", np.zeros(0), 2)
     pcm(tmp_path / "slow.wav", np.zeros(9), 2, rate=100)
-    for name, found in (("text", "no recording that can be read"), ("none", "ends early"),
-                        ("cut", "ends after 7900 of 8000 bytes"), ("float", "unknown format: 3"),
+    for name, found in (("text", "no recording that can be read"), ("none", "no recording that"),
                         ("silent", "holds no samples"), ("slow", "100 samples a second"),
-                        ("absent", "No such file")):
+                        ("absent", "no recording that can be read")):
         with pytest.raises(UsageError, match=found) as caught:
             recordings.read(tmp_path / f"{name}.wav")
         assert caught.value.allowed
+
+
+@pytest.mark.parametrize("missing", ["soundfile", "soxr"])
+def test_a_library_that_is_missing_is_named(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    recordings.write(tmp_path / "a.wav", tone(440, 16000), 16000)
+    with pytest.raises(UsageError, match=f"{missing} is not installed") as caught:
+        recordings.resampled(*recordings.read(tmp_path / "a.wav"), 8000)
+    assert caught.value.hint == 'pip install "modelport[audio]"'
