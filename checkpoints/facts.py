@@ -85,7 +85,7 @@ class Facts:
             length_hint=_length(text, tokenizer),
             target_hint=_number(config, "max_target_positions") or _length(text, tokenizer),
             box_positions=_number(config, "max_2d_position_embeddings"),
-            channels=_number(config, "num_channels") or 3,
+            channels=_number(config, "num_channels") or (_timm_input(config) or (3,))[0],
             clip=_clip(config) if main.startswith("pixel_values") else 0,
             image_size=_image_size(config, processor),
             sampling_rate=int(processor.get("sampling_rate") or 16_000),
@@ -158,8 +158,15 @@ def _length(text: Any, tokenizer: dict[str, Any]) -> int:
     return min(usable) if usable else 512
 
 
+def _timm_input(config: Any) -> tuple[int, ...]:
+    """Channels, height and width that a checkpoint of timm was trained with; empty of others."""
+    told = getattr(config, "pretrained_cfg", None)
+    size = told.get("input_size") if isinstance(told, dict) else None
+    return tuple(int(length) for length in size or ())
+
+
 def _image_size(config: Any, processor: dict[str, Any]) -> tuple[int, int]:
-    candidates: list[Any] = [getattr(config, "image_size", None)]
+    candidates: list[Any] = [getattr(config, "image_size", None), _timm_input(config)[1:]]
     candidates.append(getattr(getattr(config, "vision_config", None), "image_size", None))
     candidates += [processor.get("crop_size"), processor.get("size")]
     for value in candidates:

@@ -7,10 +7,10 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, UsageError
+from ..errors import BackendUnavailable, CheckpointError, UsageError
 from ..spec import ModelSpec
 from . import build, inputs, lean, tasks, weightless
-from .files import read_config, read_tensors, sidecars, weight_files
+from .files import CONFIG, read_config, read_tensors, sidecars, weight_files
 from .model import Attention, Checkpoint, Dtype, LoadedModel, TensorRef
 
 if TYPE_CHECKING:
@@ -141,6 +141,8 @@ def _target(checkpoint: Checkpoint) -> _Target:
     try:
         config = transformers.AutoConfig.from_pretrained(
             checkpoint.root, local_files_only=True, trust_remote_code=remote)
+    except ImportError as error:
+        raise _absent(error) from error
     except (ValueError, KeyError, TypeError, OSError) as error:
         first = (str(error).splitlines() or ["no message"])[0]
         raise CheckpointError(f"transformers can't read {checkpoint.root / 'config.json'}: {first}",
@@ -155,6 +157,13 @@ def _target(checkpoint: Checkpoint) -> _Target:
             raise UsageError(f"the installed transformers has no {name}",
                              hint="a transformers version that has it")
     return _Target(checkpoint.root, cls, config, {})
+
+
+def _absent(error: ImportError) -> BackendUnavailable:
+    """The error for a model that is built by another library, which is not installed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    hint = 'pip install "modelport[timm]"' if "timm" in str(error) else "install that library"
+    return BackendUnavailable(lines[0] if lines else "a library is missing", hint=hint)
 
 
 def _stored_dtype(tensors: Mapping[str, TensorRef]) -> str:
@@ -172,7 +181,15 @@ def _weightless(
     saved: bool = False,
 ) -> weightless.Found:
     def built(init: Mapping[str, Any]) -> weightless.Found:
-        return weightless.build(target.cls, target.config, tensors, attention, init, saved=saved)
+        try:
+            return weightless.build(target.cls, target.config, tensors, attention, init,
+                                    saved=saved)
+        except ImportError as error:
+            raise _absent(error) from error
+        except TypeError as error:
+            raise CheckpointError(
+                f"transformers can't build {target.class_name} from {target.root / CONFIG}: "
+                f"{error}", hint="a config that the installed transformers writes") from error
 
     found = built(target.init)
     if _only_pooler(found.missing, target.cls):

@@ -86,6 +86,9 @@ TASKS: Mapping[str, Task] = {
         "Model", "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES", parts="bark", heard=True),
 }
 
+TIMM = "pretrained_cfg"
+"""What the config of a checkpoint of timm has, by which transformers knows it, too."""
+
 _LISTED = ("text-to-audio", "automatic-speech-recognition")
 """Tasks whose classes are known by transformers' table alone: others end in the same suffix."""
 
@@ -109,10 +112,14 @@ def check(task: str) -> str:
 def detect(config: Mapping[str, Any]) -> str:
     """The task of the head a checkpoint was saved with, from ``architectures`` in its config.
 
+    A checkpoint of timm names none; it classifies images where it has classes.
+
     Raises:
         UsageError: ``architectures`` is absent or its head is of no known task.
     """
     names = config.get("architectures") or []
+    if not names and TIMM in config:
+        return "image-classification" if config.get("num_classes") else "feature-extraction"
     if not names:
         raise UsageError("config.json names no architecture, so the task can't be known",
                          allowed=", ".join(available()), hint="--task T")
