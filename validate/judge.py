@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import ModelportError, UsageError
 from ..session import Session
 from . import hygiene
-from .compare import kept
+from .compare import error_stats, kept
 from .effects import Effect, EffectBudget, EffectMeter
-from .inputs import Case, digest, draw, mask_arrays, mask_pieces
+from .inputs import Case, Feeds, digest, draw, mask_arrays, mask_pieces
 from .isolate import OPEN_SECONDS, IsolatedSession
 from .matrix import LeftOut, Plan, output_elements, positions
 from .pace import Pace
@@ -23,11 +24,19 @@ from .spool import spool_directory
 from .suppliers import Candidate, Outputs, ReferenceCache, SessionSource, Supplier
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..artifacts.manifest import ParitySummary
     from ..spec import ModelSpec
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage (``truth``, ``compare``), cases done and cases in all."""
+
+RANDOM = ("the original gives other numbers each time: it draws random numbers, and nothing can be "
+          "proven equal to it")
+CHANCE = 1e-3
+"""Root mean squared difference of two runs on the same inputs, of their size, that no rounding
+explains: a thousand times what a GPU's unordered additions make in float32."""
 
 TRUTH_SHARE = 0.6
 """Share of the time for float64 runs made ahead: 2.5 of the 4.5 float32 runs a case costs."""
@@ -168,6 +177,7 @@ class _Run:
         self._progress = on_progress or (lambda stage, done, total: None)
         self._started = perf_counter()
         self._left = list(plan.left_out)
+        self._random: bool | None = None  # not known yet
         self._records: list[CaseRecord] = []
         self._score = Score(spec, settings.rule, settings.gate)
 
@@ -244,12 +254,19 @@ class _Run:
                 reason = f"the {side.role} itself fails: {_what(error)}"
                 self._score.fail(case.label, "hygiene", reason)
                 return
+        reference, truth = found["reference"], found["truth"]
+        # Chance would pass for the noise that every artifact is allowed.
+        if reference and truth and self._random is None and _apart(reference, truth):
+            self._check(feeds)
+        if self._random:
+            self._score.fail(case.label, "hygiene", RANDOM)
+            return
         try:
             actual = self.candidate.outputs(feeds, case.label)
         except Exception as error:  # noqa: BLE001 - recorded as this case's outcome
             self._score.fail(case.label, "hygiene", _what(error))
             return
-        self._score.add(case, feeds, Sides(actual, found["reference"], found["truth"]))
+        self._score.add(case, feeds, Sides(actual, reference, truth))
 
     def _conclude(self) -> ParityReport:
         results = self._score.results()
@@ -273,12 +290,25 @@ class _Run:
             gates["translation"] = _inherited(self.settings.parent)
             if gates["translation"] != "pass":
                 notes.append("the float32 artifact this one was made from has not passed")
+        if worst(gates.values()) != "pass" and self._random is None and self.plan.cases:
+            self._check(draw(self.spec, self.plan.cases[0]))
+        if self._random:
+            notes.append(RANDOM)
         sides = {"candidate": self.candidate.described} | {
             side.role: side.described for side in (self.reference, self.truth) if side is not None}
         return ParityReport(
             worst(gates.values()), gates, self.settings.rule, noise_floor, comparisons,
             tuple(self._records), results, tuple(self._left), tuple(notes), sides,
             perf_counter() - self._started)
+
+    def _check(self, feeds: Feeds) -> None:
+        """Find out whether the original differs from itself by more than any rounding."""
+        side = self.reference or self.truth
+        assert side is not None
+        self._random = False
+        with suppress(Exception):  # that it fails is on record already
+            first, second = (side.session().run(feeds) for _ in range(2))
+            self._random = _apart(first, second)
 
     def _never_run(self) -> list[str]:
         """Planned sizes that no case was run with, as ``sequence=512``."""
@@ -308,6 +338,17 @@ def _candidate(source: SessionSource, spec: ModelSpec, settings: Settings) -> Ca
     # The child is ended in time; a thread that waits for it is never given up on.
     return Candidate(lambda: IsolatedSession(spec, opener, settings.case_seconds),
                      2 * (settings.case_seconds + OPEN_SECONDS))
+
+
+def _apart(one: Outputs, other: Outputs) -> bool:
+    """Whether two runs differ by more than any order of additions could make them."""
+    def differ(value: np.ndarray, second: np.ndarray) -> bool:
+        if value.shape != second.shape:
+            return True
+        found = error_stats(value, second)
+        return found.rmse > CHANCE * found.scale
+
+    return any(name in other and differ(value, other[name]) for name, value in one.items())
 
 
 def _inherited(parent: ParitySummary | None) -> Verdict:

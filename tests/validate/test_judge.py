@@ -237,6 +237,25 @@ def test_a_truth_that_is_not_finite_is_refused():
     assert "the truth itself is not finite" in report.failures[0].reason
 
 
+def test_an_original_that_draws_random_numbers_is_told_apart_from_a_bad_artifact():
+    drawn = np.random.default_rng(0)
+
+    def noisy(outputs):
+        return {**outputs, "logits": outputs["logits"] + drawn.standard_normal((1, 2)).astype("f4")}
+
+    note = "the original gives other numbers each time"
+    random = ToySession(Toy(weights()), tamper=noisy)
+    report = judge(good(), random, truth(), PLAN)  # its chance would pass for a noise floor
+    assert not report.accepted
+    assert any(note in line for line in report.notes)
+    assert any(note in failure.reason for failure in report.failures)
+    report = judge(ToySession(Toy(weights(1))), random, truth(), PLAN)
+    assert any(note in line for line in report.notes)
+    report = judge(ToySession(Toy(weights(1))), reference(), truth(), PLAN)
+    assert not report.accepted
+    assert not any(note in line for line in report.notes)
+
+
 class TestFullyMaskedRows:
     cases = (Case((("batch", 3), ("sequence", 7)), "masked"),)
 
