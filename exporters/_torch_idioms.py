@@ -31,8 +31,11 @@ def followed(module: torch.nn.Module) -> Iterator[None]:
         stack.enter_context(replaced(torch.Tensor, "reshape", _reshape))
         stack.enter_context(replaced(torch, "bmm", _bmm))
         stack.enter_context(replaced(torch, "einsum", einsum))
-        stack.enter_context(replaced(torch, "diff", _diff))
-        stack.enter_context(replaced(torch.Tensor, "diff", _diff))
+        stack.enter_context(replaced(torch, "tensor", _as_tensor))
+        stack.enter_context(replaced(torch.Tensor, "tolist", _numbers))
+        for owner in (torch, torch.Tensor):
+            stack.enter_context(replaced(owner, "diff", _diff))
+            stack.enter_context(replaced(owner, "split", _split))
         for home in _homes(module):
             for name, value in (("range", _counted), ("list", _List), ("len", _length)):
                 stack.enter_context(replaced(home, name, value))
@@ -166,8 +169,13 @@ class _Positions:
         self.tensor = tensor
 
     def __getitem__(self, index: Any) -> Any:
-        found = self.tensor[index]
-        return _Positions(found) if isinstance(index, slice) else found
+        if not isinstance(index, slice):
+            return self.tensor[index]
+        if index.step is None or index.step > 0:
+            return _Positions(self.tensor[index])
+        # Tensors have no negative steps; from the other end, i is at -(i + 1) = ~i.
+        first, last = (None if i is None else ~i for i in (index.start, index.stop))
+        return _Positions(self.tensor.flip(0)[first:last:-index.step])
 
     def __add__(self, other: Any) -> Any:
         return _Positions(torch.cat([self.tensor, _tensor(other)]))
@@ -188,8 +196,52 @@ class _Positions:
         return [int(value) for value in self.tensor]
 
 
+_torch_tensor = torch.tensor
+
+
 def _tensor(values: Any) -> torch.Tensor:
-    return values.tensor if isinstance(values, _Positions) else torch.tensor(_list(values))
+    return values.tensor if isinstance(values, _Positions) else _torch_tensor(_list(values))
+
+
+def _as_tensor(data: Any, *, dtype: Any = None, device: Any = None, **rest: Any) -> torch.Tensor:
+    """``torch.tensor``, of positions, too."""
+    if isinstance(data, _Positions):
+        return data.tensor.to(device=device, dtype=dtype)
+    return _torch_tensor(data, dtype=dtype, device=device, **rest)
+
+
+class _Number(int):
+    """An element of a tensor, as a number of Python that still knows its tensor."""
+
+    tensor: torch.Tensor
+
+
+_torch_tolist = torch.Tensor.tolist
+_torch_split: Any = torch.Tensor.split
+
+
+def _numbers(tensor: torch.Tensor) -> Any:
+    """``tolist``, whose integers the trace can follow where they are sizes to split at."""
+    values = _torch_tolist(tensor)
+    if tensor.dim() != 1 or tensor.is_floating_point() or not torch._C._is_tracing():
+        return values
+    found = [_Number(value) for value in values]
+    for i, number in enumerate(found):
+        number.tensor = tensor[i]
+    return found
+
+
+def _split(tensor: torch.Tensor, split_size_or_sections: Any, dim: int = 0) -> Any:
+    """``split``; at sizes out of a tensor, by slices from where the one before ended."""
+    sizes = split_size_or_sections
+    if not isinstance(sizes, builtins.list) or not any(isinstance(s, _Number) for s in sizes):
+        return _torch_split(tensor, sizes, dim)
+    before, start, pieces = (slice(None),) * (dim % tensor.dim()), torch.tensor(0), []
+    for size in sizes:
+        end = start + (size.tensor if isinstance(size, _Number) else size)
+        pieces.append(tensor[(*before, slice(start, end))])
+        start = end
+    return tuple(pieces)
 
 
 def _counted(*bounds: Any) -> Any:

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 
 from . import _torch_resampling
-from ._torch_scatter import scatter_reduce
+from ._torch_scatter import scatter, scatter_reduce
 
 
 @contextmanager
 def translatable() -> Iterator[None]:
     """Trace with these operators expressed by others."""
     tensors: dict[str, Callable[..., torch.Tensor]] = {
-        "expm1": _expm1, "repeat_interleave": _repeated, "scatter_reduce": scatter_reduce,
+        "cumsum": _cumsum, "expm1": _expm1, "repeat_interleave": _repeated, "scatter": scatter,
+        "scatter_reduce": scatter_reduce,
     }
     functions: dict[str, Callable[..., torch.Tensor]] = {
         "rms_norm": _rms_norm,
@@ -53,6 +54,15 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 def _expm1(x: torch.Tensor) -> torch.Tensor:
     """e^x - 1 as tanh(x/2) (e^x + 1), the same without the cancellation near 0."""
     return torch.tanh(x / 2) * (torch.exp(x) + 1)
+
+
+_torch_cumsum = torch.cumsum
+
+
+def _cumsum(input: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:  # noqa: A002
+    """``cumsum``, which counts truth values and in ONNX knows none."""
+    counted = input.long() if input.dtype == torch.bool else input
+    return _torch_cumsum(counted, *rest, **named)
 
 
 _torch_full = torch.full

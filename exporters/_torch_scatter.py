@@ -1,11 +1,31 @@
-"""Scattering that leaves its target out, by what ONNX has: scattering that takes it in."""
+"""Scattering of a number, or that leaves its target out, by what ONNX has."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+_scatter = torch.scatter
 _reduce = torch.scatter_reduce
 _ENDS = {"amax": -1.0, "amin": 1.0}
+
+
+def scatter(
+    input: torch.Tensor,  # noqa: A002 - torch's name
+    dim: int,
+    index: torch.Tensor,
+    *rest: Any,
+    **named: Any,
+) -> torch.Tensor:
+    """``scatter``; of a number, as a tensor of it: tracing has no operator for a truth value."""
+    value = rest[0] if rest else named.get("value")
+    if not torch._C._is_tracing() or isinstance(value, torch.Tensor | None):
+        return _scatter(input, dim, index, *rest, **named)
+    number = torch.tensor(value, dtype=input.dtype, device=input.device)
+    filled = number.expand(index.shape)
+    reduce = {k: v for k, v in named.items() if k == "reduce"}
+    return _scatter(input, dim, index, filled, **reduce)
 
 
 def scatter_reduce(

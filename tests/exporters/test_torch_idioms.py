@@ -105,6 +105,28 @@ class Scattered(torch.nn.Module):
         return target.scatter_reduce(1, index, rows - 1, reduce=self.reduce, include_self=False)
 
 
+class Backwards(torch.nn.Module):
+    """Positions from the last to the first, and every other one of some, as a tensor."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        every = list(range(x.size(1)))
+        last_first = torch.tensor(every[::-1], device=x.device, dtype=x.dtype)
+        some = torch.tensor(every[-2:1:-2]).sum()
+        return x * last_first[None, :, None] + some
+
+
+class Sorted(torch.nn.Module):
+    """Rows by the expert that the data chooses for them, of which one may have none."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, x.size(-1))
+        chosen = rows.argmax(-1)
+        counts = (chosen[:, None] == torch.arange(3)).sum(0).tolist()
+        order = (chosen * 1000 + torch.arange(rows.size(0))).sort()[1]
+        pieces = rows[order].split(counts, dim=0)
+        return torch.cat([piece * (i + 1) for i, piece in enumerate(pieces)]) + sum(counts[:0])
+
+
 class Looping(torch.nn.Module):
     """A loop over a fixed number of columns, which stays what it is."""
 
@@ -127,7 +149,8 @@ def exported(
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("module", [
-    HalfOverlapping(), Thirds(), Positions(), Steps(), Looping(), Repeated(), Full(),
+    HalfOverlapping(), Thirds(), Positions(), Steps(), Looping(), Repeated(), Full(), Backwards(),
+    Sorted(),
     *map(Scattered, ("sum", "mean", "amax", "amin"))], ids=lambda m: type(m).__name__)
 def test_right_at_sizes_never_traced(module: torch.nn.Module) -> None:
     opset = 18 if isinstance(module, Scattered) else 13

@@ -39,7 +39,23 @@ class Normalised(torch.nn.Module):
         return self.norm(x * 0.1) + torch.nn.functional.rms_norm(x, (4,))
 
 
-@pytest.mark.parametrize("module", [Repeated(), Less(), Normalised()])
+class Counted(torch.nn.Module):
+    """What is positive, counted along the free axis, as a method and as a function."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x > 0).cumsum(1) * x + torch.cumsum(x > 0.5, dim=1, dtype=torch.float32)
+
+
+class Marked(torch.nn.Module):
+    """The largest of each row, marked by a truth value and by a number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        index = x.argmax(-1, keepdim=True)
+        kept = torch.ones_like(x, dtype=torch.bool).scatter(-1, index, False)
+        return torch.where(kept, x, torch.scatter(x, -1, index, value=7.0))
+
+
+@pytest.mark.parametrize("module", [Repeated(), Less(), Normalised(), Counted(), Marked()])
 def test_at_sizes_never_traced(module: torch.nn.Module) -> None:
     buffer = io.BytesIO()
     with quiet(), translatable():
