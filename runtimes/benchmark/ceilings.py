@@ -28,11 +28,12 @@ STREAM_BYTES = 256 << 20
 @dataclass(frozen=True, slots=True)
 class Ceilings:
     """Attributes:
-        gemm: operations per second of the best square matrix product, by dtype; a multiply and
-            an add are two. Integer operations for int8.
+        gemm: operations per second of the best square matrix product of any library here, by
+            dtype; a multiply and an add are two. Integer operations for int8.
         bandwidth: bytes per second of a large copy, read and written bytes both counted and no
             write-allocate traffic (STREAM's convention; McCalpin, 1995).
         absent: why a dtype has no figure.
+        libraries: whose product was the best, by dtype.
     """
 
     device: str
@@ -40,6 +41,7 @@ class Ceilings:
     gemm: Mapping[str, float]
     bandwidth: float
     absent: Mapping[str, str] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,25 +116,37 @@ def _undecided() -> TorchDispatchMode:
 
 
 def measure(threads: int, device: str = "cpu") -> Ceilings:
-    """Measure with torch; the best of several sizes and repetitions, a ceiling being a best."""
+    """Measure; the best of several libraries, sizes and repetitions, a ceiling being a best.
+
+    On a CPU ONNX Runtime's products count beside torch's: which kernels a library picks depends on
+    who made the processor, and some reach half of what others do.
+    """
     import torch
 
     torch.set_num_threads(threads)
     gemm: dict[str, float] = {}
     absent: dict[str, str] = {}
-    products = {
-        "float32": _float_product(torch.float32, device),
-        "bfloat16": _float_product(torch.bfloat16, device),
-        "int8": _int_product(device),
-    }
+    libraries: dict[str, str] = {}
+    products = [
+        ("float32", "torch", _float_product(torch.float32, device)),
+        ("bfloat16", "torch", _float_product(torch.bfloat16, device)),
+        ("int8", "torch", _int_product(device)),
+    ]
     if device == "cuda":
-        products["float16"] = _float_product(torch.float16, device)
-    for dtype, product in products.items():
+        products.append(("float16", "torch", _float_product(torch.float16, device)))
+    else:
+        products += [(dtype, "onnxruntime", _session_product(dtype, threads))
+                     for dtype in ("float32", "int8")]
+    for dtype, library, product in products:
         try:
-            gemm[dtype] = max(2 * n**3 / _best(product(n), device) for n in SIZES)
-        except (RuntimeError, NotImplementedError, AttributeError) as e:
+            rate = max(2 * n**3 / _best(product(n), device) for n in SIZES)
+        except (ImportError, RuntimeError, NotImplementedError, AttributeError) as e:
             absent[dtype] = str(e).splitlines()[0][:200]
-    return Ceilings(device, threads, gemm, _bandwidth(device), absent)
+            continue
+        if rate > gemm.get(dtype, 0.0):
+            gemm[dtype], libraries[dtype] = rate, library
+    missing = {dtype: why for dtype, why in absent.items() if dtype not in gemm}
+    return Ceilings(device, threads, gemm, _bandwidth(device), missing, libraries)
 
 
 def _float_product(dtype: torch.dtype, device: str) -> Callable[[int], Callable[[], Any]]:
@@ -153,6 +167,38 @@ def _int_product(device: str) -> Callable[[int], Callable[[], Any]]:
     def make(n: int) -> Callable[[], Any]:
         a, b = (torch.randint(-127, 127, (n, n), dtype=torch.int8, device=device) for _ in "ab")
         return lambda: torch._int_mm(a, b)
+
+    return make
+
+
+def _session_product(dtype: str, threads: int) -> Callable[[int], Callable[[], Any]]:
+    """Of a matrix that is fed with one that the graph holds, as an artifact holds its weights."""
+    operator, result = {"float32": ("MatMul", "float32"), "int8": ("MatMulInteger", "int32")}[dtype]
+
+    def make(n: int) -> Callable[[], Any]:
+        import numpy as np
+        import onnx_ir as ir
+        import onnxruntime
+
+        drawn = np.random.default_rng(0).integers(-127, 127, (n, n)).astype(dtype)
+        x = ir.Value(name="x", shape=ir.Shape([n, n]),
+                     type=ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype))))
+        weight = ir.Value(name="weight", const_value=ir.tensor(drawn))
+        node = ir.node(operator, [x, weight])
+        y = node.outputs[0]
+        y.name, y.shape = "y", ir.Shape([n, n])
+        y.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(result)))
+        graph = ir.Graph([x], [y], nodes=[node], initializers=[weight], opset_imports={"": 17})
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(
+            ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString(), options,
+            providers=["CPUExecutionProvider"])
+        binding = session.io_binding()
+        binding.bind_cpu_input("x", drawn)
+        binding.bind_ortvalue_output(
+            "y", onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((n, n), result)))
+        return lambda: session.run_with_iobinding(binding)
 
     return make
 

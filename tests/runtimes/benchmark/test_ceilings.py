@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from modelport.runtimes.benchmark import ceilings
@@ -46,4 +47,37 @@ def test_measured_ceilings_are_plausible_and_written(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["gemm"]["float32"] > 1e8
     assert found["bandwidth"] > 1e8
+    assert set(found["libraries"]) == set(found["gemm"])
     assert set(found["gemm"]) | set(found["absent"]) == {"float32", "bfloat16", "int8"}
+
+
+def test_the_ceiling_is_the_best_of_the_libraries(monkeypatch):
+    monkeypatch.setattr(ceilings, "SIZES", (64,))
+    monkeypatch.setattr(ceilings, "STREAM_BYTES", 1 << 20)
+    times = iter([2.0, 2.0, 2.0, 1.0, 4.0])  # torch: float32, bfloat16, int8; the other's: 2
+
+    def took(call, device):
+        call()
+        return next(times, 1.0)
+
+    monkeypatch.setattr(ceilings, "_best", took)
+    threads = torch.get_num_threads()
+    try:
+        found = ceilings.measure(1)
+    finally:
+        torch.set_num_threads(threads)
+    assert found.libraries == {"float32": "onnxruntime", "bfloat16": "torch", "int8": "torch"}
+    assert found.gemm["float32"] == 2 * found.gemm["int8"] == 2 * 64**3
+
+
+def test_a_library_that_is_missing_leaves_the_other(monkeypatch):
+    monkeypatch.setattr(ceilings, "SIZES", (64,))
+    monkeypatch.setattr(ceilings, "STREAM_BYTES", 1 << 20)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    threads = torch.get_num_threads()
+    try:
+        found = ceilings.measure(1)
+    finally:
+        torch.set_num_threads(threads)
+    assert set(found.libraries.values()) == {"torch"}
+    assert not found.absent
