@@ -183,22 +183,29 @@ def original(root: Path, task: str) -> Original:
     """Load the original and run it once on inputs derived from it.
 
     Raises:
-        Exception: whatever it raises, or ValueError where it returns NaN or infinity.
+        Exception: whatever it raises, or ValueError where it returns NaN or infinity, or other
+            numbers the second time.
     """
     import torch
     from modelport import runtimes
     from modelport.checkpoints import load_reference, resolve
 
+    kind = json.loads((root / "config.json").read_text("utf-8"))["model_type"]
+    if reason := EXCEPTIONS["(not eager)"].get(kind):
+        raise ValueError(reason)
     # As validation has it: eager attention in float64 makes NaN of rows that are masked whole.
     model = load_reference(resolve(str(root), task=task), attention="sdpa")
     for part in model.parts.values() or (model,):
         # A number, such as how many logits are wanted, is an array without axes.
         tensors = [torch.as_tensor(part.samples[name]) for name in part.spec.input_names]
         with torch.no_grad():
-            outputs = part.module(*tensors)
-        for name, value in zip(part.spec.output_names, outputs, strict=True):
+            outputs, again = (part.module(*tensors) for _ in range(2))
+        for name, value, other in zip(part.spec.output_names, outputs, again, strict=True):
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise ValueError(f"{name} of the original holds NaN or infinity")
+            if not torch.allclose(value.double(), other.double(), rtol=1e-3, atol=1e-3):
+                raise ValueError(f"{name} of the original is another each time: it draws random "
+                                 "numbers")
     if model.parts:
         return Original(model.spec)
     doubled = replace(model, module=copy.deepcopy(model.module).double())
