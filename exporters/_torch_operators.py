@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from . import _torch_resampling
-from ._torch_scatter import scatter, scatter_reduce
+from ._torch_scatter import index_add, scatter, scatter_reduce
 
 
 @contextmanager
 def translatable() -> Iterator[None]:
     """Trace with these operators expressed by others."""
     tensors: dict[str, Callable[..., torch.Tensor]] = {
-        "cumsum": _cumsum, "expm1": _expm1, "repeat_interleave": _repeated, "scatter": scatter,
-        "scatter_reduce": scatter_reduce,
+        "cumsum": _cumsum, "expm1": _expm1, "index_add": index_add, "repeat_interleave": _repeated,
+        "scatter": scatter, "scatter_reduce": scatter_reduce,
     }
     functions: dict[str, Callable[..., torch.Tensor]] = {
         "rms_norm": _rms_norm,

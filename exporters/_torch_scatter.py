@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-_scatter = torch.scatter
+_scatter, _index_add = torch.scatter, torch.index_add
 _reduce = torch.scatter_reduce
 _ENDS = {"amax": -1.0, "amin": 1.0}
 
@@ -26,6 +26,22 @@ def scatter(
     filled = number.expand(index.shape)
     reduce = {k: v for k, v in named.items() if k == "reduce"}
     return _scatter(input, dim, index, filled, **reduce)
+
+
+def index_add(
+    input: torch.Tensor,  # noqa: A002 - torch's name
+    dim: int,
+    index: torch.Tensor,
+    source: torch.Tensor,
+    *,
+    alpha: Any = 1,
+) -> torch.Tensor:
+    """``index_add``, as scattering: its own translation adds but one of several to a place."""
+    if not torch._C._is_tracing():
+        return _index_add(input, dim, index, source, alpha=alpha)
+    shape = [1] * source.dim()
+    shape[dim] = -1
+    return input.scatter_add(dim, index.view(shape).expand_as(source), source * alpha)
 
 
 def scatter_reduce(

@@ -127,6 +127,16 @@ class Sorted(torch.nn.Module):
         return torch.cat([piece * (i + 1) for i, piece in enumerate(pieces)]) + sum(counts[:0])
 
 
+class Gathered(torch.nn.Module):
+    """Several rows added to one place, in a third of the places, and half of them once more."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.transpose(0, 1)
+        places = torch.arange(x.size(1)) // 3
+        once = torch.index_add(rows, 0, places, rows, alpha=0.5)
+        return once.transpose(0, 1).index_add(1, places, x)
+
+
 class Looping(torch.nn.Module):
     """A loop over a fixed number of columns, which stays what it is."""
 
@@ -150,10 +160,10 @@ def exported(
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("module", [
     HalfOverlapping(), Thirds(), Positions(), Steps(), Looping(), Repeated(), Full(), Backwards(),
-    Sorted(),
+    Sorted(), Gathered(),
     *map(Scattered, ("sum", "mean", "amax", "amin"))], ids=lambda m: type(m).__name__)
 def test_right_at_sizes_never_traced(module: torch.nn.Module) -> None:
-    opset = 18 if isinstance(module, Scattered) else 13
+    opset = 18 if isinstance(module, Scattered | Gathered) else 13
     session = exported(module, torch.randn(2, 8, 3), opset)
     for shape in ((2, 8, 3), (1, 12, 3), (3, 20, 3)):
         x = np.random.default_rng(0).standard_normal(shape, np.float32)
