@@ -16,8 +16,8 @@ from ._torch_scatter import index_add, scatter, scatter_reduce
 def translatable() -> Iterator[None]:
     """Trace with these operators expressed by others."""
     tensors: dict[str, Callable[..., torch.Tensor]] = {
-        "cumsum": _cumsum, "expm1": _expm1, "index_add": index_add, "repeat_interleave": _repeated,
-        "scatter": scatter, "scatter_reduce": scatter_reduce,
+        "cumsum": _cumsum, "expm1": _expm1, "index_add": index_add, "permute": _permute,
+        "repeat_interleave": _repeated, "scatter": scatter, "scatter_reduce": scatter_reduce,
     }
     functions: dict[str, Callable[..., torch.Tensor]] = {
         "rms_norm": _rms_norm,
@@ -63,6 +63,16 @@ def _cumsum(input: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:  # n
     """``cumsum``, which counts truth values and in ONNX knows none."""
     counted = input.long() if input.dtype == torch.bool else input
     return _torch_cumsum(counted, *rest, **named)
+
+
+_torch_permute = torch.permute
+
+
+def _permute(input: torch.Tensor, *axes: Any, dims: Any = None) -> torch.Tensor:  # noqa: A002
+    """``permute``, whose translation keeps axes that are counted from the end as they are."""
+    order = axes if dims is None else dims
+    order = order[0] if len(order) == 1 and not isinstance(order[0], int) else order
+    return _torch_permute(input, [axis % input.dim() for axis in order])
 
 
 _torch_full = torch.full

@@ -3,6 +3,7 @@
     make coverage                                   # everything that has no record yet
     python benchmarks/breadth --again --only bert   # these again
     python benchmarks/breadth --failed              # what is not right again
+    python benchmarks/breadth --torchscript         # that column, of what is right and lacks it
     python benchmarks/breadth --page                # only write the page from the records
 
 Each pair is measured in a process of its own, forked from one that has imported torch and
@@ -22,7 +23,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(HERE))
 
 import page  # noqa: E402
-from measure import Record, measure  # noqa: E402
+from measure import TORCHSCRIPT, Record, measure  # noqa: E402
+from modelport.checkpoints.tasks import TASKS  # noqa: E402
 from pairs import Pair, pairs  # noqa: E402
 
 if TYPE_CHECKING:
@@ -51,7 +53,10 @@ def main() -> int:
         warm()
         started = time.monotonic()
         for done, record in enumerate(run(chosen, arguments), 1):
-            found[record.model_type, record.task] = record
+            key = record.model_type, record.task
+            if arguments.torchscript:
+                record = replace(found[key], torchscript=record.torchscript or record.cause)
+            found[key] = record
             append(arguments.records, record)
             spent = time.monotonic() - started
             tried = " ".join(a.strategy for a in record.attempts)
@@ -73,6 +78,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cause", default="", help="with --failed: whose cause holds this")
     parser.add_argument("--strategies", default="trace,dynamo,transformers,torchscript",
                         help="ways of capture to try, by commas")
+    parser.add_argument("--torchscript", action="store_true",
+                        help="only add the archive to records that are right without it")
     parser.add_argument("--page", action="store_true", help="only write the page")
     parser.add_argument("--no-page", action="store_true", help="only measure")
     parser.add_argument("--again", action="store_true", help="what has a record, too")
@@ -99,6 +106,10 @@ def _chosen(
         if arguments.failed:
             if (record is not None and record.outcome != "right"
                     and arguments.cause.lower() in record.cause.lower()):
+                result.append(pair)
+        elif arguments.torchscript:
+            if record is not None and record.outcome == "right" and not record.torchscript and (
+                    TASKS[pair.task].parts is None):
                 result.append(pair)
         elif record is None or arguments.again:
             result.append(pair)
@@ -150,7 +161,8 @@ class _Child:
 
 def run(chosen: Sequence[Pair], arguments: argparse.Namespace) -> Iterator[Record]:
     """Measure the pairs, so many at a time; yields a record as each process ends."""
-    workers, strategies = arguments.workers, arguments.strategies.split(",")
+    workers = arguments.workers
+    strategies = [TORCHSCRIPT] if arguments.torchscript else arguments.strategies.split(",")
     waiting, running = list(reversed(chosen)), dict[int, _Child]()
     deadline = time.monotonic() + arguments.minutes * 60
     try:

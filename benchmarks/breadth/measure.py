@@ -130,7 +130,8 @@ def measure(pair: Pair, work: Path, strategies: Sequence[str]) -> Record:
             break
         if source is None:
             return _done(record, start)
-        record = _exported(record, source, root, work, strategies)
+        if any(strategy in strategies for strategy, _ in STRATEGIES):
+            record = _exported(record, source, root, work, strategies)
         torchscript = ""
         if TORCHSCRIPT in strategies and source.reference is not None:
             attempt, _ = _attempt(TORCHSCRIPT, {"mode": "trace"}, 0, source, root, pair.task, work)

@@ -46,6 +46,13 @@ class Counted(torch.nn.Module):
         return (x > 0).cumsum(1) * x + torch.cumsum(x > 0.5, dim=1, dtype=torch.float32)
 
 
+class Turned(torch.nn.Module):
+    """Axes in another order, counted from the end, one by one and as a tuple."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, -1, -2) + torch.permute(x, dims=(0, -1, 1))
+
+
 class Marked(torch.nn.Module):
     """The largest of each row, marked by a truth value and by a number."""
 
@@ -55,7 +62,7 @@ class Marked(torch.nn.Module):
         return torch.where(kept, x, torch.scatter(x, -1, index, value=7.0))
 
 
-@pytest.mark.parametrize("module", [Repeated(), Less(), Normalised(), Counted(), Marked()])
+@pytest.mark.parametrize("module", [Repeated(), Less(), Normalised(), Counted(), Turned(), Marked()])
 def test_at_sizes_never_traced(module: torch.nn.Module) -> None:
     buffer = io.BytesIO()
     with quiet(), translatable():
