@@ -206,7 +206,7 @@ class OnnxExporter(Exporter[OnnxOptions]):
         strategy: str,
     ) -> None:
         from ..artifacts import onnx_files
-        from . import _onnx_attention, _onnx_capture, _onnx_opsets
+        from . import _onnx_attention, _onnx_capture, _onnx_opsets, _onnx_padding
 
         capture = {"trace": _onnx_capture.by_trace, "dynamo": _onnx_capture.by_dynamo,
                    "transformers": _onnx_capture.by_transformers}[strategy]
@@ -217,6 +217,7 @@ class OnnxExporter(Exporter[OnnxOptions]):
             _bind_weights(graph, part)
             _onnx_opsets.clip_integers(graph, chosen_opset(options))
             _onnx_opsets.keep_zeros(graph, chosen_opset(options))
+            _onnx_padding.keep_zeros(graph)
             _onnx_attention.unguard(graph, chosen_opset(options))
             _tidy(graph, part.spec)
             graphs[file] = graph
