@@ -37,7 +37,9 @@ def exported(module: torch.nn.Module, opset: int, kept: bool = True) -> bytes:
 
 
 @pytest.mark.parametrize("opset", [11, 17])
-@pytest.mark.parametrize(("value", "mode"), [(0.0, "constant"), (2.0, "constant"), (0.0, "reflect")])
+@pytest.mark.parametrize(("value", "mode"), [
+    (0.0, "constant"), (2.0, "constant"), (0.0, "reflect"),
+])
 def test_a_padded_pool_is_right(opset: int, value: float, mode: str) -> None:
     x = torch.from_numpy(-1 - np.random.default_rng(0).random((1, 2, 5, 5), np.float32))
     module = Pooled(value, mode)

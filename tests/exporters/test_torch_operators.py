@@ -62,7 +62,9 @@ class Marked(torch.nn.Module):
         return torch.where(kept, x, torch.scatter(x, -1, index, value=7.0))
 
 
-@pytest.mark.parametrize("module", [Repeated(), Less(), Normalised(), Counted(), Turned(), Marked()])
+@pytest.mark.parametrize("module", [
+    Repeated(), Less(), Normalised(), Counted(), Turned(), Marked(),
+])
 def test_at_sizes_never_traced(module: torch.nn.Module) -> None:
     buffer = io.BytesIO()
     with quiet(), translatable():
