@@ -33,6 +33,7 @@ class Facts:
         segments: number of token types, 0 where the model has one at most.
         length_hint: most positions by the config and the tokenizer; still to be probed.
         target_hint: most positions of a decoder beside an encoder.
+        frames_hint: most frames of a recording.
         box_positions: exclusive bound of layout coordinates; 0 without layout.
         channels, image_size: of images; clip: images of a video, 0 where the model reads one.
         sampling_rate: samples a second; min_samples: shortest waveform that gives one frame.
@@ -50,6 +51,7 @@ class Facts:
     segments: int
     length_hint: int
     target_hint: int
+    frames_hint: int
     box_positions: int
     channels: int
     clip: int
@@ -83,7 +85,9 @@ class Facts:
             end=_end(model, vocabulary),
             segments=_segments(text, tokenizer),
             length_hint=_length(text, tokenizer),
-            target_hint=_number(config, "max_target_positions") or _length(text, tokenizer),
+            target_hint=(_number(config, "max_target_positions", "max_decoder_position_embeddings")
+                         or _length(text, tokenizer)),
+            frames_hint=_number(config, "max_source_positions") or _length(text, tokenizer),
             box_positions=_number(config, "max_2d_position_embeddings"),
             channels=_number(config, "num_channels") or (_timm_input(config) or (3,))[0],
             clip=_clip(config) if main.startswith("pixel_values") else 0,

@@ -187,7 +187,8 @@ def _ranges(
             longest = probe.longest(model, inputs, facts.length_hint)
             found[name] = Dim(1, min(128, longest), longest)
         else:
-            longest = facts.target_hint if name == "target" else facts.length_hint
+            longest = {"target": facts.target_hint, "frames": facts.frames_hint}.get(
+                name, facts.length_hint)
             found[name] = Dim(1, min(128, longest), longest)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,9 @@ def kept(dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     Many a module takes its softmax ``in float32``, to be more precise than float16. In float64 that
     is less precise, and worse: masks made of float64's lowest number become infinite there, and a
     row that is masked from end to end becomes NaN. In this context such a softmax stays in float64,
-    a finite number that is cast to float32 remains finite, a product of float32 with a number that
-    it can't hold is float64's, and Einstein sums take one beside the other.
+    a finite number that is cast to float32, or filled into it, remains finite, a tensor made of a
+    number that float32 can't hold, or its product with one of float32, is float64's, and Einstein
+    sums take one beside the other.
     """
     import torch
 
@@ -47,6 +49,10 @@ def _mode() -> Any:
                 given = _widened(given)
             if function in products:
                 given = _held(given)
+            if function is torch.full and _beyond(*given, *named.values()):
+                named = {"dtype": torch.float64, **named}
+            if function is tensor.fill_ and given[0].dtype == torch.float32 and _beyond(*given):
+                given = (given[0], math.copysign(torch.finfo(torch.float32).max, given[1]))
             found = function(*given, **named)
             if function in (torch.Tensor.float, torch.Tensor.to):
                 return _finite(given[0], found)
@@ -69,10 +75,17 @@ def _held(given: tuple[Any, ...]) -> tuple[Any, ...]:
     """The factors, those of float32 in float64 where one is a finite number beyond float32."""
     import torch
 
-    largest = torch.finfo(torch.float32).max
-    beyond = any(isinstance(v, float) and largest < abs(v) < float("inf") for v in given)
+    beyond = _beyond(*given)
     return tuple(v.double() if beyond and isinstance(v, torch.Tensor) and v.dtype == torch.float32
                  else v for v in given)
+
+
+def _beyond(*values: Any) -> bool:
+    """Whether one of these is a finite number that float32 can't hold."""
+    import torch
+
+    largest = torch.finfo(torch.float32).max
+    return any(isinstance(v, float) and largest < abs(v) < float("inf") for v in values)
 
 
 def _widened(given: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -64,6 +64,17 @@ def test_a_product_with_a_number_that_float32_cannot_hold_is_finite():
         assert (kept_out * 2.0).dtype == torch.float32
 
 
+def test_a_tensor_made_of_a_number_that_float32_cannot_hold_is_float64():
+    with pytest.raises(RuntimeError, match="overflow"):
+        torch.full((), LOWEST)
+    with precise.kept(torch.float64):
+        assert torch.full((), LOWEST).item() == LOWEST
+        assert torch.full((2,), fill_value=LOWEST).dtype == torch.float64
+        assert torch.full((), 2.0).dtype == torch.float32
+        filled = torch.zeros(2).fill_(LOWEST)
+    assert filled.tolist() == [torch.finfo(torch.float32).min] * 2
+
+
 class Masked(torch.nn.Module):
     """Rows of scores, the second of which sees no key."""
 
