@@ -85,8 +85,8 @@ class Facts:
             end=_end(model, vocabulary),
             segments=_segments(text, tokenizer),
             length_hint=_length(text, tokenizer),
-            target_hint=(_number(config, "max_target_positions", "max_decoder_position_embeddings")
-                         or _length(text, tokenizer)),
+            target_hint=(_number(config, "max_target_positions", "max_decoder_position_embeddings",
+                                 "max_text_positions") or _length(text, tokenizer)),
             frames_hint=_number(config, "max_source_positions") or _length(text, tokenizer),
             box_positions=_number(config, "max_2d_position_embeddings"),
             channels=_number(config, "num_channels") or (_timm_input(config) or (3,))[0],

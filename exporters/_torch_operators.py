@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import _torch_resampling
+from . import _torch_complex, _torch_resampling
 from ._torch_scatter import index_add, scatter, scatter_reduce
 
 
@@ -18,6 +18,11 @@ def translatable() -> Iterator[None]:
     tensors: dict[str, Callable[..., torch.Tensor]] = {
         "cumsum": _cumsum, "expm1": _expm1, "index_add": index_add, "permute": _permute,
         "repeat_interleave": _repeated, "scatter": scatter, "scatter_reduce": scatter_reduce,
+    }
+    others: dict[str, Callable[..., Any]] = {
+        "full": _full, "full_like": _full_like, "polar": _torch_complex.polar,
+        "view_as_complex": _torch_complex.view_as_complex,
+        "view_as_real": _torch_complex.view_as_real,
     }
     functions: dict[str, Callable[..., torch.Tensor]] = {
         "rms_norm": _rms_norm,
@@ -29,9 +34,12 @@ def translatable() -> Iterator[None]:
         for name, value in tensors.items():
             for owner in (torch, torch.Tensor):
                 stack.enter_context(replaced(owner, name, value))
-        stack.enter_context(replaced(torch, "full", _full))
+        for name, value in others.items():
+            stack.enter_context(replaced(torch, name, value))
         for name, value in functions.items():
             stack.enter_context(replaced(torch.nn.functional, name, value))
+        stack.enter_context(replaced(torch.Tensor, "__and__", _and))
+        stack.enter_context(replaced(torch.Tensor, "__or__", _or))
         stack.enter_context(_torch_resampling.Fourier())
         yield
 
@@ -65,6 +73,38 @@ def _cumsum(input: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:  # n
     return _torch_cumsum(counted, *rest, **named)
 
 
+_torch_and, _torch_or = torch.Tensor.__and__, torch.Tensor.__or__
+
+
+def _and(one: torch.Tensor, other: Any) -> torch.Tensor:
+    """``&``; of a whole number with a truth value, its lowest bit or nothing."""
+    mixed = _mixed(one, other)
+    if mixed is None:
+        return _torch_and(one, other)
+    number, truth = mixed
+    return torch.remainder(number, 2) * truth
+
+
+def _or(one: torch.Tensor, other: Any) -> torch.Tensor:
+    """``|``; of a whole number with a truth value, the number with its lowest bit set or as it is.
+    """
+    mixed = _mixed(one, other)
+    if mixed is None:
+        return _torch_or(one, other)
+    number, truth = mixed
+    return number + (1 - torch.remainder(number, 2)) * truth
+
+
+def _mixed(one: torch.Tensor, other: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The whole number and the truth value, where that is what is combined: ONNX combines the bits
+    of whole numbers from opset 18 on, and of no others."""
+    if not isinstance(other, torch.Tensor) or not torch._C._is_tracing():
+        return None
+    if other.dtype == torch.bool != one.dtype:
+        return one, other
+    return (other, one) if one.dtype == torch.bool != other.dtype else None
+
+
 _torch_permute = torch.permute
 
 
@@ -83,6 +123,15 @@ def _full(size: Any, fill_value: Any, **rest: Any) -> torch.Tensor:
     if isinstance(fill_value, int) and rest.get("dtype") is None and rest.get("out") is None:
         rest["dtype"] = torch.bool if isinstance(fill_value, bool) else torch.int64
     return _torch_full(size, fill_value, **rest)
+
+
+_torch_full_like = torch.full_like
+
+
+def _full_like(input: torch.Tensor, fill_value: Any, **rest: Any) -> torch.Tensor:  # noqa: A002
+    """``full_like``; of a truth value, for which tracing has no operator, as a number."""
+    return _torch_full_like(
+        input, int(fill_value) if isinstance(fill_value, bool) else fill_value, **rest)
 
 
 _torch_repeat = torch.repeat_interleave

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from ._torch_complex import Complex
 
 _interpolate = torch.nn.functional.interpolate
 _adaptive = torch.nn.functional.adaptive_avg_pool2d
@@ -96,14 +97,6 @@ def batch_norm(
     return result if bias is None else result + bias.reshape(shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Spectrum:
-    """The real and the imaginary part of a Fourier transform, as two tensors."""
-
-    real: torch.Tensor
-    imag: torch.Tensor
-
-
 class Fourier(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
     """Fourier transforms of real tensors as products with the matrices of cosines and sines.
 
@@ -129,7 +122,7 @@ def _axes(func: Any, args: Sequence[Any], named: dict[str, Any]) -> tuple[int, .
     return (dim,) if isinstance(dim, int) else tuple(dim)
 
 
-def _transformed(x: torch.Tensor, axes: Sequence[int]) -> Spectrum:
+def _transformed(x: torch.Tensor, axes: Sequence[int]) -> Complex:
     real, imaginary = x, torch.zeros_like(x)
     for axis in axes:
         count = x.shape[axis]
@@ -140,4 +133,4 @@ def _transformed(x: torch.Tensor, axes: Sequence[int]) -> Spectrum:
         a, b = real.transpose(axis, -1), imaginary.transpose(axis, -1)
         real = (torch.matmul(a, cosine) + torch.matmul(b, sine)).transpose(axis, -1)
         imaginary = (torch.matmul(b, cosine) - torch.matmul(a, sine)).transpose(axis, -1)
-    return Spectrum(real, imaginary)
+    return Complex(real, imaginary)

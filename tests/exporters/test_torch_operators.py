@@ -53,6 +53,33 @@ class Turned(torch.nn.Module):
         return x.permute(0, -1, -2) + torch.permute(x, dims=(0, -1, 1))
 
 
+class Rotated(torch.nn.Module):
+    """Pairs of numbers turned by their position, as complex numbers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        angles = torch.arange(x.size(1), dtype=torch.float32)[:, None] / torch.tensor([1.0, 7.0])
+        turns = torch.polar(torch.ones_like(angles), angles) * 0.5
+        pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(pairs * turns[None, :].to(x.device)).flatten(2)
+
+
+class Filled(torch.nn.Module):
+    """What is above zero, where a tensor of truth values says so."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        every = torch.full_like(x, True, dtype=torch.bool)
+        return torch.where(every & (x > 0), x, torch.full_like(x, 2.0))
+
+
+class Mixed(torch.nn.Module):
+    """Whole numbers combined with truth values, bit by bit."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        numbers, truths = (x * 3).to(torch.int32), x > 0
+        found = (numbers | truths) + 2 * (truths & numbers) + (numbers & truths)
+        return found + (truths | (x < -0.5)) * x
+
+
 class Marked(torch.nn.Module):
     """The largest of each row, marked by a truth value and by a number."""
 
@@ -64,6 +91,7 @@ class Marked(torch.nn.Module):
 
 @pytest.mark.parametrize("module", [
     Repeated(), Less(), Normalised(), Counted(), Turned(), Marked(),
+    Rotated(), Filled(), Mixed(),
 ])
 def test_at_sizes_never_traced(module: torch.nn.Module) -> None:
     buffer = io.BytesIO()
