@@ -20,7 +20,9 @@ def sizes(dims: Mapping[str, Dim], step: int = 0) -> dict[str, int]:
     for name, dim in dims.items():
         size = _PREFERRED.get(name, max(dim.min, 1) + 1600 if name == "samples" else 7)
         size = size + step * (640 if name == "samples" else 1 + len(chosen) * 2)
-        size = min(max(size, dim.min, 2), dim.max)
+        if size > dim.max:  # far enough apart for strides to tell
+            size = dim.max // (step + 1)
+        size = max(size, dim.min, 2)
         while size in chosen.values() and size < dim.max:
             size += 1
         while size in chosen.values() and size > max(2, dim.min):

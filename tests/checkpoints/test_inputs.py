@@ -169,6 +169,12 @@ def test_sizes_stay_in_range_and_differ_between_steps(low, high):
         assert all(max(2, dims[n].min) <= s <= dims[n].max for n, s in chosen.items())
 
 
+def test_a_range_below_the_usual_sizes_is_sampled_far_apart():
+    """Or a length that strides divide by four would seem not to change."""
+    dims = {"batch": Dim(1, 8, 64), "frames": Dim(1, 32, 32)}
+    assert [samples.sizes(dims, step)["frames"] for step in (0, 1)] == [32, 16]
+
+
 class _Base(torch.nn.Module):
     main_input_name = "input_ids"
 
