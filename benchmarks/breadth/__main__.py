@@ -85,6 +85,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="what has a record, too")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--minutes", type=float, default=1e9, help="start no pair after these")
+    parser.add_argument("--cpu-seconds", type=int, default=CPU_SECONDS, help="limit of one pair")
     parser.add_argument("--records", type=Path, default=STATE)
     return parser.parse_args()
 
@@ -170,12 +171,12 @@ def run(chosen: Sequence[Pair], arguments: argparse.Namespace) -> Iterator[Recor
             while waiting and len(running) < workers and time.monotonic() < deadline:
                 child = _Child(waiting.pop(), Path(tempfile.mkdtemp(prefix="coverage-")),
                                time.monotonic())
-                running[_fork(child, strategies)] = child
+                running[_fork(child, strategies, arguments.cpu_seconds)] = child
             for pid in list(running):
                 ended, status = os.waitpid(pid, os.WNOHANG)
                 if ended:
                     child = running.pop(pid)
-                    yield _result(child, status)
+                    yield _result(child, status, arguments.cpu_seconds)
                     shutil.rmtree(child.work, ignore_errors=True)
                 elif time.monotonic() - running[pid].started > WALL_SECONDS:
                     os.kill(pid, signal.SIGKILL)
@@ -187,14 +188,14 @@ def run(chosen: Sequence[Pair], arguments: argparse.Namespace) -> Iterator[Recor
             shutil.rmtree(child.work, ignore_errors=True)
 
 
-def _fork(child: _Child, strategies: Sequence[str]) -> int:
+def _fork(child: _Child, strategies: Sequence[str], seconds: int) -> int:
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         log = os.open(child.work / "log", os.O_CREAT | os.O_WRONLY)
@@ -213,7 +214,7 @@ def _fork(child: _Child, strategies: Sequence[str]) -> int:
         os._exit(status)
 
 
-def _result(child: _Child, status: int) -> Record:
+def _result(child: _Child, status: int, limit: int) -> Record:
     file = child.work / "record.json"
     pair = child.pair
     seconds = round(time.monotonic() - child.started, 2)
@@ -222,7 +223,7 @@ def _result(child: _Child, status: int) -> Record:
     cause = "the process ended without a record"
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        cause = {signal.SIGXCPU: f"more than {CPU_SECONDS} s of processor time",
+        cause = {signal.SIGXCPU: f"more than {limit} s of processor time",
                  signal.SIGKILL: "more than its time or memory"}.get(
             number, f"the process died of signal {number}")  # type: ignore[call-overload]
     elif (child.work / "error").is_file():
