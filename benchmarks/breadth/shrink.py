@@ -131,7 +131,8 @@ def _shrink_layers(fields: dict[str, Any]) -> None:
         for other, entries in lists.items():
             fields[other] = entries[:fields[name]]
         for other, value in fields.items():
-            if isinstance(value, dict) and value and all(str(k).isdigit() for k in value):
+            if other != "id2label" and isinstance(value, dict) and value and all(
+                    str(k).isdigit() for k in value):
                 fields[other] = {k: v for k, v in value.items() if int(k) < fields[name]}
         _read_last(fields, fields[name])
 

@@ -73,3 +73,8 @@ def test_a_decoder_beside_an_encoder_has_a_token_to_begin_with() -> None:
     config = tiny(transformers.T5Config(), "t5", "text2text-generation")
     assert config.decoder_start_token_id == config.pad_token_id == 0
     assert tiny(transformers.BartConfig(), "bart").decoder_start_token_id == 2
+
+
+def test_labels_are_no_layers() -> None:
+    """A config that is saved with two of three labels has three again when it is read."""
+    assert tiny(transformers.BartConfig(), "bart").num_labels == 3
