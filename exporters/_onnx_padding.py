@@ -19,7 +19,7 @@ def keep_zeros(graph: ir.Model) -> None:
         filled = ir.convenience.get_const_tensor(pad.inputs[2])
         if filled is None or filled.numpy().any() or not filled.dtype.is_floating_point():
             continue
-        negative = np.full(tuple(filled.shape), -0.0, filled.dtype.numpy())
+        negative = np.copysign(filled.numpy(), -1)
         held = ir.node("Constant", [], {"value": ir.tensor(negative)})
         assert pad.graph is not None
         pad.graph.insert_before(pad, held)
