@@ -216,7 +216,7 @@ def _attempt(
             if not manifest.proven:
                 _promote(root, place)
                 verdict = manifest.parity.verdict if manifest.parity else "no verdict"
-                return outcome("rejected", f"{what}parity: {verdict}")
+                return outcome("rejected", f"{what}parity: {verdict}{_first_finding(root)}")
     _promote(root, place)
     return attempts[-1]
 
@@ -309,6 +309,20 @@ def validate_in_child(root: Path, max_seconds: float | None = None) -> artifacts
     if done.returncode not in (0, ParityError.exit_code):
         raise _error_of_child(done)
     return artifacts.read(root).manifest
+
+
+def _first_finding(root: Path) -> str:
+    """What the report beside a rejected artifact says first, after a comma; empty without one."""
+    from ..validate.report import from_json
+
+    try:
+        failures = from_json((root / artifacts.PARITY).read_bytes()).failures
+    except (OSError, ValueError):
+        return ""
+    if not failures:
+        return ""
+    where = "" if failures[0].output == "*" else f"{failures[0].output}: "
+    return f", {where}{failures[0].reason}"
 
 
 def _error_of_child(done: subprocess.CompletedProcess[str]) -> ModelportError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,6 +89,8 @@ def test_what_fails_parity_is_set_aside_with_its_report(
     with pytest.raises(ParityError, match="no strategy passed parity") as caught:
         pipeline.export("onnx", request_, out, OnnxOptions(opset=11), force=True)
     assert "out.rejected" in caught.value.hint
+    assert re.search(r"parity: fail, \w+: sample \d+: error .* times what is allowed",
+                     str(caught.value))
     assert artifacts.read(out).manifest.identity == before
     rejected = artifacts.read(tmp_path / "out.rejected").manifest
     assert rejected.parity is not None
