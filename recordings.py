@@ -6,7 +6,7 @@ import wave
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError
+from .errors import BackendUnavailable, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,10 +26,12 @@ def read(path: Path) -> tuple[np.ndarray, int]:
         float32 samples [count] within −1 to 1, and how many there are a second.
 
     Raises:
-        UsageError: no such file, another format, no samples, a rate outside :data:`RATES`, or
-            soundfile is not installed.
+        UsageError: no such file, another format, no samples, or a rate outside :data:`RATES`.
+        BackendUnavailable: soundfile is not installed.
     """
     soundfile = _library("soundfile")
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}", allowed="WAV, FLAC, OGG or MP3")
     try:
         samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
     except (OSError, soundfile.SoundFileError) as error:
@@ -69,7 +71,7 @@ def resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
         float32 [count × wanted / rate, rounded].
 
     Raises:
-        UsageError: soxr is not installed.
+        BackendUnavailable: soxr is not installed.
     """
     if rate == wanted:
         return samples
@@ -80,6 +82,6 @@ def resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 def _library(name: str) -> Any:
     try:
         return import_module(name)
-    except ImportError as error:
-        raise UsageError(f"{name} is not installed, by which recordings are read",
-                         hint='pip install "modelport[audio]"') from error
+    except (ImportError, OSError) as error:  # OSError: without the C library that it wraps
+        raise BackendUnavailable(f"{name} can't be used, by which recordings are read: {error}",
+                                 hint='pip install "modelport[audio]"') from error

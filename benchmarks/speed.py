@@ -153,9 +153,12 @@ def _targets(reports: dict[str, RunReport]) -> list[str]:
     if report := reports.get("shapes"):
         for work in ("8×128", "32×128"):
             share = _row(report, "fp32", work).share
-            if share and share.of_gemm:
-                lines.append(_judged(f"fp32 ≥ {OF_GEMM:.0%} of the GEMM ceiling at {work}",
-                                     share.of_gemm, OF_GEMM))
+            target = f"fp32 ≥ {OF_GEMM:.0%} of the GEMM ceiling at {work}"
+            if share and share.of_gemm and share.of_gemm > 1:
+                lines.append(f"- {target}: **not judged**, the ceiling was measured at a slow "
+                             f"moment ({share.of_gemm:.0%} of it)")
+            elif share and share.of_gemm:
+                lines.append(_judged(target, share.of_gemm, OF_GEMM))
             speed = _speed(report, _row(report, "int8", work), _best(report, work))
             lines.append(_judged(f"int8 ≥ {RECOMMENDED} × the best peer's fp32 at {work}",
                                  speed.value, RECOMMENDED, _interval(speed)))
@@ -172,8 +175,6 @@ def _targets(reports: dict[str, RunReport]) -> list[str]:
 
 def _judged(target: str, value: float, bound: float, note: str = "") -> str:
     word = "reached" if value >= bound else "**missed**"
-    if "ceiling" in target and value > 1:
-        word, note = "**not judged**", "above the ceiling: that was measured at a slow moment"
     return f"- {target}: {word}, {abs(value):.3g}" + (f" ({note})" if note else "")
 
 

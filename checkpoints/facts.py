@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .files import TIMM
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -164,7 +166,7 @@ def _length(text: Any, tokenizer: dict[str, Any]) -> int:
 
 def _timm_input(config: Any) -> tuple[int, ...]:
     """Channels, height and width that a checkpoint of timm was trained with; empty of others."""
-    told = getattr(config, "pretrained_cfg", None)
+    told = getattr(config, TIMM, None)
     size = told.get("input_size") if isinstance(told, dict) else None
     return tuple(int(length) for length in size or ())
 

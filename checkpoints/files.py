@@ -18,6 +18,8 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 MODULES = "modules.json"
 """What a checkpoint of sentence-transformers puts behind its encoder."""
+TIMM = "pretrained_cfg"
+"""What the config of a checkpoint of timm has, by which transformers knows it, too."""
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from .files import TIMM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,9 +86,6 @@ TASKS: Mapping[str, Task] = {
     "text-to-audio": Task(
         "Model", "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES", parts="bark", heard=True),
 }
-
-TIMM = "pretrained_cfg"
-"""What the config of a checkpoint of timm has, by which transformers knows it, too."""
 
 _LISTED = ("text-to-audio", "automatic-speech-recognition")
 """Tasks whose classes are known by transformers' table alone: others end in the same suffix."""

@@ -215,8 +215,7 @@ def _attempt(
             artifact = artifacts.read(place)
             if not manifest.proven:
                 _promote(root, place)
-                verdict = manifest.parity.verdict if manifest.parity else "no verdict"
-                return outcome("rejected", f"{what}parity: {verdict}{_first_finding(root)}")
+                return outcome("rejected", what + verdict(root, manifest))
     _promote(root, place)
     return attempts[-1]
 
@@ -311,18 +310,19 @@ def validate_in_child(root: Path, max_seconds: float | None = None) -> artifacts
     return artifacts.read(root).manifest
 
 
-def _first_finding(root: Path) -> str:
-    """What the report beside a rejected artifact says first, after a comma; empty without one."""
+def verdict(root: Path, manifest: artifacts.Manifest) -> str:
+    """The verdict on an artifact in one line, with what its report found first, if it has one."""
     from ..validate.report import from_json
 
+    said = f"parity: {manifest.parity.verdict if manifest.parity else 'no verdict'}"
     try:
         failures = from_json((root / artifacts.PARITY).read_bytes()).failures
     except (OSError, ValueError):
-        return ""
+        return said
     if not failures:
-        return ""
+        return said
     where = "" if failures[0].output == "*" else f"{failures[0].output}: "
-    return f", {where}{failures[0].reason}"
+    return f"{said}, {where}{failures[0].reason}"
 
 
 def _error_of_child(done: subprocess.CompletedProcess[str]) -> ModelportError:

@@ -153,7 +153,7 @@ class Search:
         _tried(place).unlink()
         if manifest.proven:
             return ""
-        reason = f"proven in full: {_verdict(manifest)}"
+        reason = f"proven in full: {exporting.verdict(place, manifest)}"
         place.rename(_rejected(place))
         (_rejected(place) / REASON).write_text(f"{reason}\n", encoding="utf-8")
         return reason
@@ -225,7 +225,7 @@ class Search:
             manifest = self._judged(staging.root, place, step)
             if not manifest.proven:
                 _tried(place).unlink(missing_ok=True)
-                reason = f"{step.transform}: {_verdict(manifest)}"
+                reason = f"{step.transform}: {exporting.verdict(staging.root, manifest)}"
                 staging.reject(reason)
                 raise ParityError(reason)
             return artifacts.read(staging.commit())
@@ -374,10 +374,6 @@ def _drop_dominated(trials: Sequence[Trial], made: dict[str, Artifact]) -> None:
         if trial.name in made and not trial.front:
             shutil.rmtree(made[trial.name].root)
             _tried(made[trial.name].root).unlink(missing_ok=True)
-
-
-def _verdict(manifest: Manifest) -> str:
-    return f"parity: {manifest.parity.verdict if manifest.parity else 'no verdict'}"
 
 
 def _failed(place: Path) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from modelport import recordings
-from modelport.errors import UsageError
+from modelport.errors import BackendUnavailable, UsageError
 
 
 def tone(hertz: float, rate: int, seconds: float = 0.5) -> np.ndarray:
@@ -93,7 +93,7 @@ def test_no_recording(tmp_path: Path) -> None:
     pcm(tmp_path / "slow.wav", np.zeros(9), 2, rate=100)
     for name, found in (("text", "no recording that can be read"), ("none", "no recording that"),
                         ("silent", "holds no samples"), ("slow", "100 samples a second"),
-                        ("absent", "no recording that can be read")):
+                        ("absent", "there is no file")):
         with pytest.raises(UsageError, match=found) as caught:
             recordings.read(tmp_path / f"{name}.wav")
         assert caught.value.allowed
@@ -105,6 +105,6 @@ def test_a_library_that_is_missing_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     recordings.write(tmp_path / "a.wav", tone(440, 16000), 16000)
-    with pytest.raises(UsageError, match=f"{missing} is not installed") as caught:
+    with pytest.raises(BackendUnavailable, match=f"{missing} can't be used") as caught:
         recordings.resampled(*recordings.read(tmp_path / "a.wav"), 8000)
     assert caught.value.hint == 'pip install "modelport[audio]"'

@@ -181,7 +181,7 @@ def build(pair: Pair, root: Path, degree: Degree) -> tuple[Path, str]:
 
 
 def original(root: Path, task: str) -> Original:
-    """Load the original and run it once on inputs derived from it.
+    """Load the original and run it twice on inputs derived from it.
 
     Raises:
         Exception: whatever it raises, or ValueError where it returns NaN or infinity, or other

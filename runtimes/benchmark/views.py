@@ -83,10 +83,8 @@ def footnotes(report: RunReport) -> tuple[str, ...]:
     """What a reader must know to trust the figures."""
     lines = [*report.environment.lines()]
     for top in report.ceilings:
-        rates = ", ".join(
-            f"{dtype} {rate / 1e9:.0f} G/s" + (f" ({top.libraries[dtype]})" if dtype in
-                                               top.libraries else "")
-            for dtype, rate in top.gemm.items())
+        rates = ", ".join(f"{dtype} {rate / 1e9:.0f} G/s ({top.libraries.get(dtype, 'torch')})"
+                          for dtype, rate in top.gemm.items())
         lines.append(f"ceiling on {top.device}, {top.threads} threads: GEMM {rates}; "
                      f"memory {top.bandwidth / 1e9:.1f} GB/s")
     for place, floor in report.floors.items():
