@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 import click
 from modelport import __version__, commands, plugins
 from modelport.console import Output
-from modelport.errors import ModelportError
+from modelport.errors import ModelportError, unexpected
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -68,8 +68,7 @@ def execute(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback without -v
         if output.verbose:
             traceback.print_exc()
-        found = f"unexpected {type(error).__name__}: {error}"
-        output.error(ModelportError(found, hint="run again with -v and report the traceback"))
+        output.error(unexpected(error))
         return 1
 
 

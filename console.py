@@ -57,7 +57,7 @@ class Output:
     def error(self, error: ModelportError) -> None:
         """Report an error where the reader of this run looks for it."""
         if self.as_json:
-            print(json.dumps({"error": error_record(error)}, indent=2, sort_keys=True))
+            print(json.dumps({"error": error.record()}, indent=2, sort_keys=True))
             if self.quiet:
                 return
         labels = ("error", "allowed", "try")
@@ -75,17 +75,6 @@ class Output:
         else:
             with _console(stderr=True).status("starting") as status:
                 yield lambda step: status.update(step)
-
-
-def error_record(error: ModelportError) -> dict[str, Any]:
-    """An error as data; ``kind`` is its class in :mod:`.errors`."""
-    return {
-        "kind": type(error).__name__,
-        "found": error.found,
-        "allowed": error.allowed,
-        "hint": error.hint,
-        "exit_code": error.exit_code,
-    }
 
 
 def artifact_record(artifact: Artifact) -> dict[str, Any]:

@@ -29,7 +29,10 @@ An error is one sentence of what was found, one of what is allowed, and the next
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class ModelportError(Exception):
@@ -56,6 +59,30 @@ class ModelportError(Exception):
         if self.hint:
             lines.append(f"try: {self.hint}")
         return "\n".join(lines)
+
+    def record(self) -> dict[str, Any]:
+        """The error as data; ``kind`` is its class."""
+        return {
+            "kind": type(self).__name__,
+            "found": self.found,
+            "allowed": self.allowed,
+            "hint": self.hint,
+            "exit_code": self.exit_code,
+        }
+
+
+def from_record(record: Mapping[str, Any]) -> ModelportError:
+    """The error that such data was made of; of an unknown kind, a plain one."""
+    kind = globals().get(record["kind"])
+    if not (isinstance(kind, type) and issubclass(kind, ModelportError)):
+        kind = ModelportError
+    return kind(record["found"], allowed=record["allowed"], hint=record["hint"])
+
+
+def unexpected(error: Exception) -> ModelportError:
+    """An exception that nobody raised on purpose."""
+    return ModelportError(f"unexpected {type(error).__name__}: {error}",
+                          hint="run again with -v and report the traceback")
 
 
 class UsageError(ModelportError):

@@ -97,10 +97,11 @@ def outcome(kind: str, way: str, checkpoint: Path, place: Path) -> Outcome:
 
 def verdict_of(root: Path) -> str:
     from modelport.errors import ModelportError
-    from modelport.pipeline import exporting
+    from modelport.pipeline.validator import Validator
 
     try:
-        parity = exporting.validate_in_child(root).parity
+        with Validator() as validator:
+            parity = validator.validate(root).parity
     except ModelportError as error:
         return f"failed: {error.found[:160]}"
     assert parity is not None

@@ -34,15 +34,19 @@ def _mode() -> Any:
     from torch.overrides import TorchFunctionMode
 
     tensor: Any = torch.Tensor
-    products = (torch.mul, tensor.mul, tensor.__mul__, tensor.__rmul__)
+    softmax = {torch.nn.functional.softmax, torch.softmax, tensor.softmax}
+    products = {torch.mul, tensor.mul, tensor.__mul__, tensor.__rmul__}
+    casts = {tensor.float, tensor.to}
+    concerned = {*softmax, *products, *casts, torch.einsum, torch.full, tensor.fill_}
 
     class Kept(TorchFunctionMode):
         def __torch_function__(
             self, function: Any, types: Any, given: tuple[Any, ...] = (), named: Any = None
         ) -> Any:
             named = named or {}
-            if (function in (torch.nn.functional.softmax, torch.softmax, torch.Tensor.softmax)
-                    and given and given[0].dtype == torch.float64
+            if function not in concerned:
+                return function(*given, **named)
+            if (function in softmax and given and given[0].dtype == torch.float64
                     and named.get("dtype") == torch.float32):
                 named = {**named, "dtype": None}
             if function is torch.einsum:
@@ -54,7 +58,7 @@ def _mode() -> Any:
             if function is tensor.fill_ and given[0].dtype == torch.float32 and _beyond(*given):
                 given = (given[0], math.copysign(torch.finfo(torch.float32).max, given[1]))
             found = function(*given, **named)
-            if function in (torch.Tensor.float, torch.Tensor.to):
+            if function in casts:
                 return _finite(given[0], found)
             return found
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from . import lean
 from .files import TIMM
 
 if TYPE_CHECKING:
@@ -141,10 +142,16 @@ def detect(config: Mapping[str, Any]) -> str:
 
 def _listed(architecture: str, task: str) -> bool:
     """Whether a class is one of transformers' own for a task."""
+    names = getattr(_tables(), TASKS[task].mapping).values()
+    return any(architecture == n if isinstance(n, str) else architecture in n for n in names)
+
+
+def _tables() -> Any:
+    """transformers' own tables of classes, by task."""
+    lean.preload()
     from transformers.models.auto import modeling_auto
 
-    names = getattr(modeling_auto, TASKS[task].mapping).values()
-    return any(architecture == n if isinstance(n, str) else architecture in n for n in names)
+    return modeling_auto
 
 
 def class_name(model_type: str, task: str, architectures: tuple[str, ...] = ()) -> str:
@@ -158,13 +165,11 @@ def class_name(model_type: str, task: str, architectures: tuple[str, ...] = ()) 
     Raises:
         UsageError: transformers has no such class; names the tasks it has one for.
     """
-    from transformers.models.auto import modeling_auto
-
     suffix = TASKS[task].suffix  # GPT2LMHeadModel ends in Model, too
     if architectures and architectures[0].endswith(suffix) and (
             detect({"architectures": architectures}) == task):
         return architectures[0]
-    names = getattr(modeling_auto, TASKS[task].mapping).get(model_type)
+    names = getattr(_tables(), TASKS[task].mapping).get(model_type)
     if not names:
         supported = for_model_type(model_type)
         raise UsageError(f"transformers has no {task} class for {model_type}",
@@ -193,7 +198,5 @@ def remote_class(root: Path, config: Mapping[str, Any], task: str) -> Any:
 
 def for_model_type(model_type: str) -> tuple[str, ...]:
     """The tasks that transformers has a class of this model type for."""
-    from transformers.models.auto import modeling_auto
-
     return tuple(name for name in available() if not TASKS[name].composed
-                 and model_type in getattr(modeling_auto, TASKS[name].mapping))
+                 and model_type in getattr(_tables(), TASKS[name].mapping))

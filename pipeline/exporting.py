@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
-import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
@@ -14,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import artifacts, errors, exporters, transforms
 from ..checkpoints import known
-from ..checkpoints.model import IN_MEMORY
 from ..errors import (
     ClaimError,
     ExportError,
@@ -24,7 +21,7 @@ from ..errors import (
     UsageError,
 )
 from ..exporters import NOTIFY
-from . import deriving
+from .validator import Validator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,10 +73,15 @@ def export(
         return searching.search(exporter, request, output, options, force=force, notify=notify)
     with ExitStack() as stack:
         staging = stack.enter_context(artifacts.stage(output, force=force))
+        validator = stack.enter_context(Validator(notify)) if validate else None
+        if validator and exporter.parent_of(options) is None:  # else the parent's is the first
+            validator.start(request.model)
         notify(f"finding {request.model}")
         checkpoint = request.resolve()
         if len(exporter.strategies(options)) > 1:  # with one, the user has chosen it
             known.refuse(checkpoint, exporter.name)
+        if validator:
+            validator.prepare(checkpoint, exporter.name, getattr(options, "device", "cpu"))
         notify("reading the architecture")
         model = _load(checkpoint, exporter.attention(options))
         _require_fitting(exporter, model)
@@ -91,7 +93,7 @@ def export(
             _empty(staging.root)
             try:
                 attempt = _attempt(exporter, model, staging.root, options, strategy, attempts,
-                                   validate, notify, parent)
+                                   validator, notify, parent)
             except OpsetTooLow as error:
                 raised = exporter.raised(options, error.needed)
                 if raised is None:
@@ -175,7 +177,7 @@ def _attempt(
     options: Any,
     strategy: str,
     before: list[Attempt],
-    validate: bool,
+    validator: Validator | None,
     notify: Notify,
     parent: Artifact | None,
 ) -> Attempt:
@@ -196,6 +198,8 @@ def _attempt(
                 NOTIFY.set(notify)
                 artifact = _first(exporter, model, place, exporter.base(options), strategy, parent)
             else:
+                from . import deriving
+
                 assert artifact is not None
                 notify(f"applying {step.transform}")
                 artifact = deriving.derive(exporter, model, artifact, place, step)
@@ -207,11 +211,11 @@ def _attempt(
             return outcome("failed", what + str(error))
         except Exception as error:  # noqa: BLE001 - an exporter may fail in any way; the next one is tried
             return outcome("failed", what + first_line(error))
-        attempts = (*before, outcome("kept", "" if validate else "not validated"))
+        attempts = (*before, outcome("kept", "" if validator else "not validated"))
         artifact = _with_attempts(artifact, attempts)
-        if validate and _is_judged(steps, index):
+        if validator and _is_judged(steps, index):
             notify(f"validating {step.transform if step else ''} in a process of its own")
-            manifest = validate_in_child(place)
+            manifest = validator.validate(place)
             artifact = artifacts.read(place)
             if not manifest.proven:
                 _promote(root, place)
@@ -277,37 +281,23 @@ def _first(
         files=artifacts.collect(root),
         target=written.target,
         parent=parent.manifest.identity if parent else None,
-        lineage=(*parent.manifest.lineage, deriving.ancestor(parent)) if parent else (),
+        lineage=_lineage(parent),
         components=components,
     )
     return artifacts.write_manifest(root, manifest)
 
 
+def _lineage(parent: Artifact | None) -> tuple[artifacts.Ancestor, ...]:
+    if parent is None:
+        return ()
+    from . import deriving
+
+    return (*parent.manifest.lineage, deriving.ancestor(parent))
+
+
 def _traced(model: LoadedModel) -> dict[str, int]:
     """The sizes that the capture saw."""
     return model.spec.check(model.samples)
-
-
-def validate_in_child(root: Path, max_seconds: float | None = None) -> artifacts.Manifest:
-    """Validate in a fresh process, so that neither side's memory adds to the other's.
-
-    Args:
-        max_seconds: for each graph's cases, those that coverage rests on first.
-    """
-    if artifacts.read(root).manifest.source.model.startswith(IN_MEMORY):
-        from .validating import Limits, validate_artifact  # another process has no such module
-
-        validate_artifact(root, limits=Limits(max_seconds=max_seconds))
-        return artifacts.read(root).manifest
-    device = artifacts.read(root).manifest.target.get("device", "cpu")
-    command = [sys.executable, "-m", "modelport", "validate", str(root), "--quiet", "--json",
-               "--device", device]
-    if max_seconds is not None:
-        command += ["--max-seconds", str(max_seconds)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in (0, ParityError.exit_code):
-        raise _error_of_child(done)
-    return artifacts.read(root).manifest
 
 
 def verdict(root: Path, manifest: artifacts.Manifest) -> str:
@@ -323,17 +313,6 @@ def verdict(root: Path, manifest: artifacts.Manifest) -> str:
         return said
     where = "" if failures[0].output == "*" else f"{failures[0].output}: "
     return f"{said}, {where}{failures[0].reason}"
-
-
-def _error_of_child(done: subprocess.CompletedProcess[str]) -> ModelportError:
-    """The child's error as it reported it, so that its exit code becomes ours."""
-    try:
-        report = json.loads(done.stdout)["error"]
-    except (ValueError, KeyError, TypeError):
-        return ModelportError(f"the validating process ended with status {done.returncode}")
-    kind = getattr(errors, report["kind"], ModelportError)
-    error: ModelportError = kind(report["found"], allowed=report["allowed"], hint=report["hint"])
-    return error
 
 
 def _no_strategy_left(attempts: list[Attempt], where: Path | None) -> ModelportError:

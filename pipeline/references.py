@@ -48,12 +48,18 @@ def original(
         part: the one that is meant, of a model of several graphs.
     """
 
-    def opened() -> Session:
+    def opens() -> Session:
         model = whole(checkpoint, dtype, rounded_to)
-        model = model.parts[part] if part else model
-        return runtimes.get("torch_eager").open(_fed_as(spec, model), device)
+        return opened(model.parts[part] if part else model, spec, device)
 
-    return opened
+    return opens
+
+
+def opened(model: LoadedModel, spec: ModelSpec, device: str = "cpu") -> Session:
+    """The model in eager mode, fed in the dtypes of ``spec``, whatever it computes in."""
+    if model.spec.input_names == spec.input_names:
+        model = replace(model, spec=replace(model.spec, inputs=spec.inputs))
+    return runtimes.get("torch_eager").open(model, device)
 
 
 def whole(checkpoint: Checkpoint, dtype: Dtype, rounded_to: str | None = None) -> LoadedModel:
@@ -142,10 +148,3 @@ def _round_parameters(module: Any, dtype: str) -> None:
         for parameter in module.parameters():
             if parameter.dtype.is_floating_point:
                 parameter.copy_(parameter.to(getattr(torch, dtype)))
-
-
-def _fed_as(spec: ModelSpec, model: LoadedModel) -> LoadedModel:
-    """The model taking feeds in the dtypes of ``spec``, whatever precision it computes in."""
-    if model.spec.input_names != spec.input_names:
-        return model
-    return replace(model, spec=replace(model.spec, inputs=spec.inputs))

@@ -30,6 +30,7 @@ from ..errors import (
 )
 from . import deriving, exporting, figures
 from .validating import parity_report
+from .validator import Validator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,6 +92,7 @@ class Search:
 
     Args:
         workshop: where the combinations lie.
+        validator: one process for all of them.
         seconds: nothing is begun that would end later, by what the longest took so far, with
             as long kept back for proving the best in full as the plain export's proof took; that
             proof itself is never cut short.
@@ -103,6 +105,7 @@ class Search:
         model: LoadedModel,
         workshop: Path,
         seconds: float,
+        validator: Validator,
         notify: Notify,
     ) -> None:
         self._exporter = exporter
@@ -112,6 +115,7 @@ class Search:
         self._end = time.monotonic() + seconds
         self._longest = 0.0
         self._proof = 0.0
+        self._validator = validator
         self._notify = notify
         self._base: Any = None
 
@@ -149,7 +153,7 @@ class Search:
         place = artifact.root
         if not _tried(place).exists():
             return ""
-        manifest = exporting.validate_in_child(place)
+        manifest = self._validator.validate(place)
         _tried(place).unlink()
         if manifest.proven:
             return ""
@@ -237,11 +241,11 @@ class Search:
         references and is always judged in full: Gate B of what is made from it rests on that.
         """
         if not transforms.get(step.transform).lossy:
-            return exporting.validate_in_child(root)
+            return self._validator.validate(root)
         _tried(place).touch()
-        manifest = exporting.validate_in_child(root, PROOF_SECONDS)
+        manifest = self._validator.validate(root, PROOF_SECONDS)
         if manifest.parity and not manifest.parity.comparisons:
-            manifest = exporting.validate_in_child(root)
+            manifest = self._validator.validate(root)
             _tried(place).unlink()
         return manifest
 
@@ -276,12 +280,12 @@ def search(
     candidates = exporter.candidates(options)
     objective, seconds = options.objective, options.search_seconds
     workshop = output.with_name(f"{output.name}.search")
-    with artifacts.stage(output, force=force) as staging:
+    with artifacts.stage(output, force=force) as staging, Validator(notify) as validator:
         model = checkpoints.load(
             request.resolve(), attention=exporter.attention(exporter.base(options)))
         figures.require_measurable(model)
         workshop.mkdir(parents=True, exist_ok=True)
-        work = Search(exporter, request, model, workshop, seconds, notify)
+        work = Search(exporter, request, model, workshop, seconds, validator, notify)
         trials, made = work.run(candidates)
         best, why = choose(trials, objective)
         while reason := work.proven(made[best.name]):

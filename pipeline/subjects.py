@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .. import artifacts, checkpoints, runtimes
 from ..errors import BackendUnavailable, DigestMismatch, HubUnreachable, ModelportError, UsageError
-from .opening import open_session
+from .opening import STILL, open_session
 from .request import ModelRequest
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def of_artifact(root: Path, runtime: str | None = None, device: str = "cpu") -> 
     artifact = artifacts.verify(root)
 
     def subject(found: Artifact, part: str | None = None) -> Subject:
-        opener = partial(open_session, found, runtime=runtime, device=device)
+        opener = partial(open_session, found, runtime=runtime, device=device,
+                         unless_given=STILL)
         return Subject(found.spec, opener, found, part)
 
     parts = {name: subject(view, name) for name, view in artifact.components.items()}

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import artifacts, checkpoints, profiles, validate
 from ..errors import UsageError
 from ..validate import matrix
 from . import deriving, generating, subjects
-from .references import HALVES, original, references
+from .references import HALVES, opened, original, references, whole
 from .request import ModelRequest, Notify
 from .texts import TEXTS
 
@@ -111,6 +112,24 @@ def validate_artifact(
     return report
 
 
+def run_ahead(checkpoint: Checkpoint) -> None:
+    """Run both sides of a comparison with an artifact that is still being made, and keep that.
+
+    In float32 and on the CPU, in the cases of :func:`validate_artifact` without limits. A model of
+    several graphs is left alone.
+    """
+    reference = whole(checkpoint, "float32")
+    if reference.parts:
+        return
+    spec = reference.spec
+    plan = _plan(spec, {"traced": spec.check(reference.samples)}, checkpoint.root, Limits())
+    cache = _cache(spec, None, checkpoint, "cpu", "float32")
+    if cache is not None:
+        truth = replace(reference, module=copy.deepcopy(reference.module).double())
+        validate.run_ahead(opened(truth, spec), "truth", spec, plan, cache)
+        validate.run_ahead(opened(reference, spec), "reference", spec, plan, cache)
+
+
 def parity_report(artifact: Artifact) -> ParityReport | None:
     """The report stored in an artifact; None when it has not been validated."""
     path = artifact.root / artifacts.PARITY
@@ -122,7 +141,9 @@ def _judge(
 ) -> ParityReport:
     """Gates 0, A or B against a checkpoint, and C where it applies."""
     sides = references(subject.artifact, subject.spec, checkpoint, device, subject.part)
-    plan = _plan(subject, checkpoint.root, limits)
+    facts = _facts(subject)
+    plan = _plan(subject.spec, facts, checkpoint.root, limits)
+    known = partial(_cache, subject.spec, subject.part, checkpoint, device)
     report = validate.judge(
         subject.open,
         sides.reference,
@@ -130,7 +151,7 @@ def _judge(
         plan,
         spec=subject.spec,
         settings=limits.applied(sides.settings),
-        cache=_cache(subject, checkpoint, device) if limits.cache else None,
+        cache=known(facts.get("precision") or "float32") if limits.cache else None,
         on_progress=_steps(notify),
     )
     reduced = sides.settings.gate == "precision"
@@ -151,7 +172,7 @@ def _judge(
         budget=budget,
         settings=limits.applied(sides.settings),
         # The original in float64 is what Gate A held the parent against.
-        cache=_cache(subject, checkpoint, device, "float32") if limits.cache else None,
+        cache=known("float32") if limits.cache else None,
     )
     return report.with_effects(effects, budget)
 
@@ -199,7 +220,7 @@ def _pair(
             f"{path} reads {', '.join(names[0])}, and {other} reads {', '.join(names[1])}",
             allowed="two artifacts with the same inputs",
         )
-    plan = _plan(left, path, limits)
+    plan = _plan(left.spec, _facts(left), path, limits)
     return validate.judge(
         left.open, right.open, None, plan, spec=left.spec, on_progress=_steps(notify),
         settings=limits.applied(validate.Settings()),
@@ -210,23 +231,25 @@ def _steps(notify: Notify) -> validate.Progress:
     return lambda stage, done, total: notify(f"validating: {stage} {done} of {total}")
 
 
+def _facts(subject: Subject) -> Mapping[str, Any]:
+    return subject.artifact.manifest.facts if subject.artifact else {}
+
+
 def _cache(
-    subject: Subject, checkpoint: Checkpoint, device: str, precision: str | None = None
+    spec: ModelSpec, part: str | None, checkpoint: Checkpoint, device: str, precision: str
 ) -> validate.ReferenceCache | None:
-    """Stored reference runs of this source, by precision, by default the subject's own.
+    """Stored reference runs of this source in a precision.
 
     Not for a quantised artifact: which of the source's layers are rounded is that artifact's own.
     """
     from importlib.metadata import version
 
-    facts = subject.artifact.manifest.facts if subject.artifact else {}
-    precision = precision or facts.get("precision") or "float32"
     if precision not in ("float32", *HALVES):
         return None
-    outputs = [f"{t.name} {t.dtype}" for t in subject.spec.outputs]
+    outputs = [f"{t.name} {t.dtype}" for t in spec.outputs]
     # Equal weights under another config (a window, a scale) are another model.
     config = (checkpoint.root / "config.json").read_text("utf-8")
-    parts = (checkpoint.scan.digest, config, checkpoint.task, subject.part or "", device,
+    parts = (checkpoint.scan.digest, config, checkpoint.task, part or "", device,
              precision, *outputs, version("torch"), version("transformers"))
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return validate.ReferenceCache(checkpoints.cache_root() / "reference" / key[:16], key)
@@ -241,29 +264,27 @@ def _texts(spec: ModelSpec, root: Path) -> tuple[validate.Case, ...]:
     )
 
 
-def _every_profile(subject: Subject) -> dict[str, tuple[int, ...]]:
+def _every_profile(spec: ModelSpec, facts: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Sizes that reach every optimisation profile of an artifact that has any, with the usual ones.
 
     The kernels of one profile may be right and those of the next wrong.
     """
-    facts = subject.artifact.manifest.facts if subject.artifact else {}
     if "engines" not in facts:
         return {}
-    edges = profiles.edges(profiles.from_record(facts["engines"], subject.spec))
+    edges = profiles.edges(profiles.from_record(facts["engines"], spec))
     return {name: tuple(sorted({*edges.get(name, ()), *matrix.sizes_of(name, dim)}))
-            for name, dim in subject.spec.dims.items()}
+            for name, dim in spec.dims.items()}
 
 
-def _plan(subject: Subject, root: Path, limits: Limits) -> Plan:
-    traced = subject.artifact.manifest.facts.get("traced", {}) if subject.artifact else {}
+def _plan(spec: ModelSpec, facts: Mapping[str, Any], root: Path, limits: Limits) -> Plan:
     plan = validate.plan(
-        subject.spec,
+        spec,
         max_seconds=limits.max_seconds,
-        sizes={**_every_profile(subject), **limits.sizes},
-        traced={name: (size,) for name, size in traced.items()},
+        sizes={**_every_profile(spec, facts), **limits.sizes},
+        traced={name: (size,) for name, size in facts.get("traced", {}).items()},
         max_memory=limits.max_memory or validate.MAX_MEMORY,
     )
-    plan = plan + _texts(subject.spec, root)
+    plan = plan + _texts(spec, root)
     if limits.inputs is not None:
-        plan = plan + validate.file_cases(subject.spec, limits.inputs)
+        plan = plan + validate.file_cases(spec, limits.inputs)
     return plan

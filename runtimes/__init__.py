@@ -27,11 +27,13 @@ class Runtime(ABC):
 
     Attributes:
         formats: what it can open; :data:`CHECKPOINT` for runtimes of the source model.
+        package: what it runs on, as Python imports it.
         suffixes: endings of bare model files it can open without an artifact around them.
         options: option names it accepts, with their defaults.
     """
 
     formats: ClassVar[tuple[str, ...]]
+    package: ClassVar[str] = "torch"
     suffixes: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[Mapping[str, Any]] = {}
 

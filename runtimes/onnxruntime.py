@@ -26,6 +26,7 @@ LEVELS = ("disabled", "basic", "extended", "all")
 
 class OnnxRuntime(Runtime):
     formats = ("onnx",)
+    package = "onnxruntime"
     suffixes = (".onnx",)
     options: ClassVar[Mapping[str, Any]] = {
         "threads": 0, "spinning": True, "level": "all", "tf32": False, "cuda_graph": False,

@@ -25,6 +25,7 @@ CAPABILITIES = {"bf16": "BF16"}
 
 class OpenVino(Runtime):
     formats = ("onnx",)
+    package = "openvino"
     options: ClassVar[Mapping[str, Any]] = {"threads": 0, "precision": "artifact"}
 
     def unavailable(self, device: str = "cpu") -> str | None:

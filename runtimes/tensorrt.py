@@ -28,6 +28,7 @@ GRAPH = "model.onnx"
 
 class TensorRT(Runtime):
     formats = ("tensorrt",)
+    package = "tensorrt"
     options: ClassVar[Mapping[str, Any]] = {"cuda_graph": False, "weight_budget": -1}
 
     def unavailable(self, device: str = "cpu") -> str | None:

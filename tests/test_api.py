@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 
 import modelport
 import pytest
+from modelport import pipeline
 
 
 @pytest.mark.parametrize("name", modelport.__all__)
@@ -12,9 +14,16 @@ def test_every_public_name_is_there(name: str) -> None:
     assert getattr(modelport, name)
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+@pytest.mark.parametrize("name", pipeline.__all__)
+def test_every_name_of_the_pipeline_is_there(name: str) -> None:
+    assert getattr(pipeline, name)
+    assert sorted(pipeline._HOMES) == pipeline.__all__
+
+
+@pytest.mark.parametrize("package", [modelport, pipeline])
+def test_an_unknown_name_is_an_attribute_error(package: ModuleType) -> None:
     with pytest.raises(AttributeError, match="nothing_like_this"):
-        _ = modelport.nothing_like_this
+        _ = package.nothing_like_this
 
 
 def test_importing_the_package_imports_no_framework() -> None:

@@ -22,3 +22,19 @@ def test_an_error_says_found_allowed_and_what_to_try() -> None:
     error = errors.UsageError("opset 9", allowed="11 to 25", hint="--opset 11")
     assert str(error) == "opset 9\nallowed: 11 to 25\ntry: --opset 11"
     assert str(errors.UsageError("only this")) == "only this"
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda c: c.__name__)
+def test_an_error_survives_as_data(kind: type[errors.ModelportError]) -> None:
+    error = kind("found", allowed="allowed", hint="hint")
+    again = errors.from_record(error.record())
+    assert type(again) is kind
+    assert again.record() == error.record()
+
+
+def test_what_is_no_error_of_ours_becomes_a_plain_one() -> None:
+    for kind in ("Unheard", "Any", "from_record"):
+        record = {**errors.UsageError("found").record(), "kind": kind}
+        assert type(errors.from_record(record)) is errors.ModelportError
+    error = errors.unexpected(KeyError("a"))
+    assert (error.found, error.exit_code) == ("unexpected KeyError: 'a'", 1)

@@ -15,7 +15,7 @@ from .generation import compare_tokens, diversity
 from .html import to_html
 from .inputs import Case, draw, file_cases, given_case, text_cases
 from .isolate import IsolatedSession
-from .judge import Progress, Settings, judge, measure_effects
+from .judge import Progress, Settings, judge, measure_effects, run_ahead
 from .junit import to_junit
 from .matrix import MAX_MEMORY, PADDINGS, LeftOut, Plan, admits, plan
 from .report import CaseRecord, ParityReport, Result, from_json, joined
@@ -60,6 +60,7 @@ __all__ = [
     "measure_effects",
     "plan",
     "read_budget",
+    "run_ahead",
     "table",
     "text_cases",
     "to_html",

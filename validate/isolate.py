@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +17,22 @@ from ..session import Placement, Session
 from .suppliers import CaseTimeout, checked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from multiprocessing.connection import Connection
 
     from ..spec import ModelSpec
 
 OPEN_SECONDS = 300.0
 """Time for a child to start, import its runtime and open the model."""
+
+
+_SPARE: list[_Child] = []
+"""Children that were started ahead, for the next sessions."""
+
+
+def start(packages: Iterable[str]) -> None:
+    """Start a child ahead of its session, that imports these while it waits."""
+    _SPARE.append(_Child(packages))
 
 
 class ProcessDied(ModelportError):
@@ -59,7 +70,7 @@ class IsolatedSession(Session):
         Raises:
             ProcessDied, CaseTimeout: the child could not start.
         """
-        self.runtime, found = self._answer("open", None, OPEN_SECONDS)
+        self.runtime, found = self._answer("open", self._opener, OPEN_SECONDS)
         assert isinstance(found, Placement)
         return found
 
@@ -77,7 +88,7 @@ class IsolatedSession(Session):
 
     def _answer(self, request: str, content: object, seconds: float) -> Any:
         if self._child is None:
-            self._child = _Child(self._opener)
+            self._child = _SPARE.pop() if _SPARE else _Child()
         try:
             kind, answer = self._child.ask(request, content, seconds)
         except (ProcessDied, CaseTimeout):
@@ -85,16 +96,20 @@ class IsolatedSession(Session):
             self._child = None
             raise
         if kind == "error":
+            if request == "open":
+                self._child.stop()
+                self._child = None
             found, allowed, hint = answer
             raise UsageError(found, allowed=allowed, hint=hint)
         return answer
 
 
 class _Child:
-    def __init__(self, opener: Callable[[], Session]) -> None:
+    def __init__(self, packages: Iterable[str] = ()) -> None:
         context = multiprocessing.get_context("spawn")  # fork would copy locks of runtime threads
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, opener), daemon=True)
+        self._process = context.Process(target=_serve, args=(other, tuple(packages)),
+                                        daemon=True)
         self._process.start()
         other.close()
 
@@ -155,18 +170,22 @@ def _receive(pipe: Connection) -> tuple[str, Any]:
     return str(kind), found
 
 
-def _serve(pipe: Connection, opener: Callable[[], Session]) -> None:
+def _serve(pipe: Connection, packages: Iterable[str]) -> None:
     """The child's loop; errors are sent back as text, since not all of them survive the way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    for package in packages:
+        with suppress(ImportError):  # told when the session is opened
+            importlib.import_module(package)
     session: Session | None = None
     while (message := _next(pipe)) is not None:
         request, content = message
         try:
-            session = session or opener()
             if request == "open":
+                session = session or content()
                 _send(pipe, "answer", (session.runtime, session.placement()))
             else:
+                assert session is not None
                 _send(pipe, "answer", checked(session.run(content)))
         except ModelportError as error:
             _send(pipe, "error", (error.found, error.allowed, error.hint))
@@ -174,6 +193,7 @@ def _serve(pipe: Connection, opener: Callable[[], Session]) -> None:
             _send(pipe, "error", (f"{type(error).__name__}: {error}", "", ""))
     if session is not None:
         session.close()
+    os._exit(0)  # to take down what was imported, object by object, takes longer than most cases
 
 
 def _next(pipe: Connection) -> tuple[str, Any] | None:

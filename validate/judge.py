@@ -161,6 +161,24 @@ def measure_effects(
     return meter.effects(budget)
 
 
+def run_ahead(
+    session: Session,
+    role: Literal["truth", "reference"],
+    spec: ModelSpec,
+    plan: Plan,
+    cache: ReferenceCache,
+) -> None:
+    """Run one side on all cases, so that :func:`judge` finds its outputs stored; then close it."""
+    with session:
+        side = Supplier(session, role, cache)
+        for case in plan.cases:
+            feeds = draw(spec, case)
+            if not (side.stored(digest(feeds))
+                    or side.room(output_elements(spec, case) * 8)):
+                break
+            side.outputs(feeds, digest(feeds))
+
+
 class _Run:
     """State of one validation."""
 

@@ -81,7 +81,8 @@ class ReferenceCache:
         """Bytes stored now."""
         if not self.directory.is_dir():
             return 0
-        return sum(p.stat().st_size for p in self.directory.glob("*.npz"))
+        with os.scandir(self.directory) as entries:
+            return sum(e.stat().st_size for e in entries if e.name.endswith(".npz"))
 
 
 class Supplier:
@@ -107,6 +108,7 @@ class Supplier:
         """Run, or read a stored run; stores what it ran where there is a cache with room."""
         found = self._cache.load(self.role, inputs) if self._cache else None
         if found is not None:
+            self.described = self.described or "stored runs"
             return found
         found = self.session().run(feeds)
         if self._cache:

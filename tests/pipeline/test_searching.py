@@ -15,6 +15,7 @@ from modelport.errors import ExportError, UsageError
 from modelport.exporters.onnx import OnnxOptions
 from modelport.pipeline import deriving, figures, searching
 from modelport.pipeline.searching import Trial
+from modelport.pipeline.validator import Validator
 from modelport.runtimes import benchmark
 
 
@@ -106,7 +107,7 @@ def test_less_precise_is_tried_within_a_limit_and_placed_only_if_proven_in_full(
                         candidates if options.optimize == "auto" else ())
     judged: list[tuple[str, float | None]] = []
 
-    def verdict(root: Path, max_seconds: float | None = None) -> Manifest:
+    def verdict(_: Validator, root: Path, max_seconds: float | None = None) -> Manifest:
         manifest = artifacts.read(root).manifest
         judged.append((manifest.facts.get("precision", "float32"), max_seconds))
         kind = full if judged[-1] == ("int8-dynamic", None) else "pass" if compared else "fail"
@@ -119,7 +120,7 @@ def test_less_precise_is_tried_within_a_limit_and_placed_only_if_proven_in_full(
     def figured(_: Any, made: Any, *rest: Any) -> dict[str, figures.Figures]:
         return {name: figures.Figures("onnxruntime", 1 / len(name), len(name), 1) for name in made}
 
-    monkeypatch.setattr(pipeline.exporting, "validate_in_child", verdict)
+    monkeypatch.setattr(Validator, "validate", verdict)
     monkeypatch.setattr(figures, "measure", figured)
     request, out = pipeline.ModelRequest(str(tiny("bert"))), tmp_path / "out"
     made = pipeline.export("onnx", request, out, OnnxOptions(optimize="auto"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from modelport.errors import UsageError
-from modelport.validate import IsolatedSession, Settings, judge, plan
+from modelport.validate import IsolatedSession, Settings, draw, isolate, judge, plan
 from modelport.validate.isolate import ProcessDied, _receive, _send
 from toy_transformer import Toy, ToySession, Variant, toy_spec, varied, weights
 
@@ -94,6 +94,15 @@ if __name__ == "__main__":
     pytest.fail("the child lives on")
 
 
+def test_a_child_that_was_started_ahead_is_taken():
+    isolate.start(("colorsys", "no_such_package"))
+    (spare,) = isolate._SPARE
+    with IsolatedSession(SPEC, partial(open_toy, "good")) as candidate:
+        assert candidate.placement().device == "cpu"
+        assert candidate._child is spare
+        assert not isolate._SPARE
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
 def test_arrays_arrive_as_they_left(dtype):
     import ml_dtypes
@@ -127,4 +136,6 @@ def test_one_that_cannot_be_opened_says_why():
         for _ in range(2):
             with pytest.raises(UsageError, match=r"FileNotFoundError: model\.bin"):
                 candidate.placement()
+        with pytest.raises(UsageError, match=r"FileNotFoundError: model\.bin"):
+            candidate.run(draw(SPEC, PLAN.cases[0]))
     assert issubclass(ProcessDied, Exception)

@@ -1,0 +1,128 @@
+"""The process that validates: started ahead, one for several artifacts, its errors and its end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from modelport import artifacts, checkpoints, pipeline
+from modelport.artifacts import Artifact
+from modelport.checkpoints.model import IN_MEMORY
+from modelport.errors import DigestMismatch, ModelportError
+from modelport.pipeline.validator import Validator
+
+
+@pytest.fixture
+def exported(tiny: Callable[..., Path], tmp_path: Path) -> Artifact:
+    """An artifact that nobody has validated, of a checkpoint beside it."""
+    model = shutil.copytree(tiny("bert"), tmp_path / "model")
+    return pipeline.export("onnx", pipeline.ModelRequest(str(model)), tmp_path / "out",
+                           validate=False)
+
+
+def of(validator: Validator) -> int:
+    assert validator._process is not None
+    return validator._process.pid
+
+
+def stored() -> int:
+    return len(list(checkpoints.cache_root().glob("reference/*/*.npz")))
+
+
+def ahead(validator: Validator, artifact: Artifact) -> None:
+    source = artifact.manifest.source
+    validator.start(source.model)
+    validator.prepare(pipeline.ModelRequest.of(source).resolve(), "onnx", "cpu")
+
+
+def test_one_process_validates_several_and_says_what_it_is_at(exported: Artifact) -> None:
+    said: list[str] = []
+    with Validator(said.append) as validator:
+        assert validator.validate(exported.root).proven
+        first = of(validator)
+        assert validator.validate(exported.root, max_seconds=60).proven
+        assert of(validator) == first
+    assert any("truth" in text for text in said)
+    assert any("compare" in text for text in said)
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+
+
+def test_the_original_is_run_before_there_is_an_artifact(exported: Artifact) -> None:
+    with Validator() as validator:
+        ahead(validator, exported)
+        end = time.monotonic() + 120
+        while (before := stored()) == 0 or before % 2:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        assert validator.validate(exported.root).proven
+    report = pipeline.parity_report(artifacts.read(exported.root))
+    assert report is not None
+    # Of every case both sides, no run twice, and none that validation had no use for.
+    assert stored() == 2 * len(report.cases)
+    assert report.sides["truth"] == report.sides["reference"] == "stored runs"
+    assert report.sides["candidate"].startswith("onnxruntime cpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_original_that_does_not_fit_is_left_for_later(
+    exported: Artifact, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device == "cpu":
+        monkeypatch.setattr(pipeline.validator, "SMALL", 1000)
+    sent: list[dict[str, object]] = []
+    monkeypatch.setattr(Validator, "_send", lambda self, request: sent.append(request))
+    with Validator() as validator:
+        validator.start(exported.manifest.source.model)
+        checkpoint = pipeline.ModelRequest.of(exported.manifest.source).resolve()
+        validator.prepare(checkpoint, "onnx", device)
+    assert sent == [{"format": "onnx", "origin": None}]
+
+
+def test_what_fails_there_is_raised_here(exported: Artifact, tmp_path: Path) -> None:
+    with Validator() as validator:
+        ahead(validator, exported)
+        path = exported.root / "model.onnx"
+        path.write_bytes(path.read_bytes() + b"\0")
+        with pytest.raises(DigestMismatch, match=r"model\.onnx"):
+            validator.validate(exported.root)
+        shutil.rmtree(tmp_path / "model")
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(ModelportError, match="cannot be read") as caught:
+            validator.validate(exported.root)
+        assert "--reference" in caught.value.hint
+
+
+def test_after_its_end_another_takes_its_place(exported: Artifact) -> None:
+    with Validator() as validator:
+        ahead(validator, exported)
+        os.kill(of(validator), signal.SIGKILL)
+        with pytest.raises(ModelportError, match="ended with status -9"):
+            validator.validate(exported.root)
+        assert validator.validate(exported.root).proven
+        os.kill(of(validator), signal.SIGKILL)
+        time.sleep(0.5)
+        ahead(validator, exported)  # says nothing: the next validation is what it is for
+        assert validator.validate(exported.root).proven
+
+
+def test_what_lives_in_this_process_has_none_of_its_own(exported: Artifact) -> None:
+    with Validator() as validator:
+        validator.start(f"{IN_MEMORY}Toy")
+        assert validator._process is None
+        checkpoint = pipeline.ModelRequest.of(exported.manifest.source).resolve()
+        validator.prepare(checkpoint, "onnx", "cpu")
+        assert validator._process is None
+
+
+def test_an_export_that_fails_leaves_no_process(tmp_path: Path) -> None:
+    import psutil
+
+    with pytest.raises(ModelportError):
+        pipeline.export("onnx", pipeline.ModelRequest(str(tmp_path / "none")), tmp_path / "out")
+    assert not psutil.Process().children()
