@@ -6,7 +6,6 @@ Commands are the files of ``commands/``, found by name; the formats below ``expo
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 import click
 from modelport import __version__, commands, plugins
+from modelport.checkpoints import lean
 from modelport.console import Output
 from modelport.errors import ModelportError, unexpected
 
@@ -78,16 +78,14 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> NoReturn:
     """Entry point of the ``modelport`` program."""
-    # Importing torch and transformers makes a million objects that all live on: looking through
-    # them for garbage, and taking them down one by one at the end, costs 1.4 s of a 6 s export.
-    gc.set_threshold(100_000, 50, 50)
+    lean.collect_rarely()
     code = execute()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     except BrokenPipeError:
         code = code or 1
-    os._exit(code)
+    os._exit(code)  # to take down a million objects one by one takes part of a second
 
 
 if __name__ == "__main__":

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _HEAVY, _FUNCTION = "scipy.optimize", "linear_sum_assignment"
 
 
+def collect_rarely() -> None:
+    """For a program of our own, whose objects mostly live to its end."""
+    gc.set_threshold(100_000, 50, 50)
+
+
 def preload() -> None:
     """Import ``transformers.modeling_utils``, and with it torch."""
     if "transformers.modeling_utils" in sys.modules:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import artifacts, runtimes
+from ..checkpoints import lean
 from ..errors import BackendUnavailable, UsageError
 
 if TYPE_CHECKING:
@@ -90,6 +92,18 @@ def open_pipeline(
         pipeline = pipelines.build(artifact, sessions, device)
         opened.pop_all()
     return pipeline
+
+
+def warm(format: str, *, generates: bool) -> None:  # noqa: A002
+    """Import what opening an artifact will need.
+
+    Args:
+        generates: it is a model that generates, which rests on transformers' own loop.
+    """
+    import_module(runtimes.for_format(format)[0].package)
+    if generates:
+        lean.preload()
+        import_module("..runtimes.pipelines", __package__)
 
 
 def open_session(

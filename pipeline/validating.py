@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import artifacts, checkpoints, profiles, validate
 from ..errors import UsageError
-from ..validate import matrix
+from ..validate import isolate, matrix
 from . import deriving, generating, subjects
 from .references import HALVES, opened, original, references, whole
 from .request import ModelRequest, Notify
@@ -82,7 +82,14 @@ def validate_artifact(
         DigestMismatch: a file of the artifact was changed, or the source's weights were.
         UsageError, UnavailableError: the source cannot be had, or no runtime opens the artifact.
     """
-    limits = limits or Limits()
+    with isolate.kept():
+        return _validated(path, reference, runtime, device, limits or Limits(), notify)
+
+
+def _validated(
+    path: Path, reference: Reference | None, runtime: str | None, device: str, limits: Limits,
+    notify: Notify,
+) -> ParityReport:
     if isinstance(reference, Path):
         return _pair(path, reference, runtime, device, limits, notify)
     if path.is_file():
@@ -115,19 +122,21 @@ def validate_artifact(
 def run_ahead(checkpoint: Checkpoint) -> None:
     """Run both sides of a comparison with an artifact that is still being made, and keep that.
 
-    In float32 and on the CPU, in the cases of :func:`validate_artifact` without limits. A model of
-    several graphs is left alone.
+    In float32 and on the CPU, in the cases of :func:`validate_artifact` without limits.
     """
     reference = whole(checkpoint, "float32")
-    if reference.parts:
-        return
-    spec = reference.spec
-    plan = _plan(spec, {"traced": spec.check(reference.samples)}, checkpoint.root, Limits())
-    cache = _cache(spec, None, checkpoint, "cpu", "float32")
-    if cache is not None:
+    if reference.parts:  # which share their tensors
+        truth = whole(checkpoint, "float64")
+    else:
         truth = replace(reference, module=copy.deepcopy(reference.module).double())
-        validate.run_ahead(opened(truth, spec), "truth", spec, plan, cache)
-        validate.run_ahead(opened(reference, spec), "reference", spec, plan, cache)
+    for name in reference.parts or (None,):
+        model = reference.parts[name] if name else reference
+        spec, cache = model.spec, _cache(model.spec, name, checkpoint, "cpu", "float32")
+        plan = _plan(spec, {"traced": spec.check(model.samples)}, checkpoint.root, Limits())
+        assert cache is not None
+        precise = truth.parts[name] if name else truth
+        validate.run_ahead(opened(precise, spec), "truth", spec, plan, cache)
+        validate.run_ahead(opened(model, spec), "reference", spec, plan, cache)
 
 
 def parity_report(artifact: Artifact) -> ParityReport | None:

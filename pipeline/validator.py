@@ -7,18 +7,20 @@ torch and transformers takes longer there than a small model's whole export: it 
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from .. import artifacts, errors
+from ..checkpoints import lean
 from ..checkpoints.model import IN_MEMORY, Source
+from ..checkpoints.tasks import TASKS
 from ..errors import ModelportError
 from .request import ModelRequest
 
@@ -76,7 +78,8 @@ class Validator:
         ahead = size <= SMALL and checkpoint.make is None and device == "cpu"
         origin = dataclasses.asdict(checkpoint.origin) if ahead else None
         with suppress(ModelportError):  # it has ended; the first validation starts another
-            self._send({"format": format, "origin": origin})
+            self._send({"format": format, "origin": origin,
+                        "generates": bool(TASKS[checkpoint.task].parts)})
 
     def validate(self, root: Path, max_seconds: float | None = None) -> artifacts.Manifest:
         """Validate an artifact and record the verdict in it.
@@ -137,35 +140,30 @@ class Validator:
 def serve() -> None:
     """What that process does: import, then answer requests until its stdin is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    gc.set_threshold(100_000, 50, 50)  # as in the program itself
+    lean.collect_rarely()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints must not be taken for an answer
-    _import_ahead()
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "validate" in request:
-            _answered(answers, request)
-        else:
-            _prepared(request)
+    with suppress(ImportError):  # told when it is needed
+        lean.preload()
+    from ..validate import isolate
+
+    with isolate.kept():
+        for line in sys.stdin:
+            request = json.loads(line)
+            if "validate" in request:
+                _answered(answers, request)
+            else:
+                _prepared(request)
     os._exit(0)
-
-
-def _import_ahead() -> None:
-    from ..checkpoints import lean
-
-    lean.preload()
-    from . import validating  # noqa: F401
 
 
 def _prepared(request: dict[str, Any]) -> None:
     """Start and run what validation needs first; what fails fails again, and is told, then."""
-    from .. import runtimes
     from ..validate import isolate
     from . import opening, validating
 
     with suppress(Exception):
-        first = runtimes.for_format(request["format"])[0]
-        isolate.start((opening.__name__, first.package))
+        isolate.start(partial(opening.warm, request["format"], generates=request["generates"]))
         if request["origin"]:
             validating.run_ahead(ModelRequest.of(Source(**request["origin"])).resolve())
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import signal
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checkpoints import lean
 from ..errors import ModelportError, UsageError
 from ..session import Placement, Session
 from .suppliers import CaseTimeout, checked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from multiprocessing.connection import Connection
 
     from ..spec import ModelSpec
@@ -27,12 +27,32 @@ OPEN_SECONDS = 300.0
 
 
 _SPARE: list[_Child] = []
-"""Children that were started ahead, for the next sessions."""
+"""Children without a session, for the next ones."""
+
+_keepers = 0
 
 
-def start(packages: Iterable[str]) -> None:
-    """Start a child ahead of its session, that imports these while it waits."""
-    _SPARE.append(_Child(packages))
+@contextmanager
+def kept() -> Iterator[None]:
+    """Inside, a child whose session is closed waits for another one."""
+    global _keepers
+    _keepers += 1
+    try:
+        yield
+    finally:
+        _keepers -= 1
+        while _SPARE and not _keepers:
+            _SPARE.pop().kill()
+
+
+def start(warm: Callable[[], None]) -> None:
+    """Start a child ahead of its session, to be called inside :func:`kept`.
+
+    Args:
+        warm: called in the child; importable by name, or a ``functools.partial`` of such a
+            function. What it raises is dropped: it is raised again when a session is opened.
+    """
+    _SPARE.append(_Child(warm))
 
 
 class ProcessDied(ModelportError):
@@ -75,10 +95,10 @@ class IsolatedSession(Session):
         return found
 
     def close(self) -> None:
-        """End the child; it gets a moment to close its session."""
+        """Close the child's session, and end the child unless it is :func:`kept`."""
         super().close()
         if self._child is not None:
-            self._child.stop()
+            self._child.leave()
             self._child = None
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -97,7 +117,7 @@ class IsolatedSession(Session):
             raise
         if kind == "error":
             if request == "open":
-                self._child.stop()
+                self._child.leave()
                 self._child = None
             found, allowed, hint = answer
             raise UsageError(found, allowed=allowed, hint=hint)
@@ -105,11 +125,10 @@ class IsolatedSession(Session):
 
 
 class _Child:
-    def __init__(self, packages: Iterable[str] = ()) -> None:
+    def __init__(self, warm: Callable[[], None] | None = None) -> None:
         context = multiprocessing.get_context("spawn")  # fork would copy locks of runtime threads
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, tuple(packages)),
-                                        daemon=True)
+        self._process = context.Process(target=_serve, args=(other, warm), daemon=True)
         self._process.start()
         other.close()
 
@@ -123,13 +142,15 @@ class _Child:
             self._process.join(timeout=10)
             raise ProcessDied(f"the model's process ended: {self._ending()}") from error
 
-    def stop(self) -> None:
-        try:
-            _send(self._pipe, "stop", None)
-            self._process.join(timeout=10)
-        except OSError:
-            pass
-        self.kill()
+    def leave(self) -> None:
+        """Close its session, for which it has a moment."""
+        closed = False
+        with suppress(ProcessDied, CaseTimeout):
+            closed = self.ask("close", None, 10)[0] == "answer"
+        if closed and _keepers:
+            _SPARE.append(self)
+        else:
+            self.kill()
 
     def kill(self) -> None:
         self._process.kill()
@@ -170,13 +191,14 @@ def _receive(pipe: Connection) -> tuple[str, Any]:
     return str(kind), found
 
 
-def _serve(pipe: Connection, packages: Iterable[str]) -> None:
+def _serve(pipe: Connection, warm: Callable[[], None] | None) -> None:
     """The child's loop; errors are sent back as text, since not all of them survive the way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    for package in packages:
-        with suppress(ImportError):  # told when the session is opened
-            importlib.import_module(package)
+    lean.collect_rarely()
+    if warm is not None:
+        with suppress(Exception):  # raised again when the session is opened
+            warm()
     session: Session | None = None
     while (message := _next(pipe)) is not None:
         request, content = message
@@ -184,6 +206,11 @@ def _serve(pipe: Connection, packages: Iterable[str]) -> None:
             if request == "open":
                 session = session or content()
                 _send(pipe, "answer", (session.runtime, session.placement()))
+            elif request == "close":
+                closing, session = session, None
+                if closing is not None:
+                    closing.close()
+                _send(pipe, "answer", None)
             else:
                 assert session is not None
                 _send(pipe, "answer", checked(session.run(content)))
@@ -191,18 +218,14 @@ def _serve(pipe: Connection, packages: Iterable[str]) -> None:
             _send(pipe, "error", (error.found, error.allowed, error.hint))
         except Exception as error:  # noqa: BLE001 - it is the finding, raised in the parent
             _send(pipe, "error", (f"{type(error).__name__}: {error}", "", ""))
-    if session is not None:
-        session.close()
-    os._exit(0)  # to take down what was imported, object by object, takes longer than most cases
 
 
 def _next(pipe: Connection) -> tuple[str, Any] | None:
     """The next request; None when there are to be no more."""
     try:
-        request, content = _receive(pipe)
+        return _receive(pipe)
     except EOFError:
         return None
-    return None if request == "stop" else (request, content)
 
 
 def _end_with_the_parent() -> None:

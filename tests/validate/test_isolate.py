@@ -94,13 +94,37 @@ if __name__ == "__main__":
     pytest.fail("the child lives on")
 
 
-def test_a_child_that_was_started_ahead_is_taken():
-    isolate.start(("colorsys", "no_such_package"))
-    (spare,) = isolate._SPARE
-    with IsolatedSession(SPEC, partial(open_toy, "good")) as candidate:
-        assert candidate.placement().device == "cpu"
-        assert candidate._child is spare
-        assert not isolate._SPARE
+def fail():
+    raise OSError("no such library")
+
+
+def test_a_child_is_started_ahead_and_kept_for_the_next_session():
+    with isolate.kept():
+        isolate.start(fail)
+        (spare,) = isolate._SPARE
+        for kind in ("good", "absent", "good"):
+            with isolate.kept(), IsolatedSession(SPEC, partial(open_toy, kind)) as candidate:
+                if kind == "absent":
+                    with pytest.raises(UsageError, match="FileNotFoundError"):
+                        candidate.placement()
+                else:
+                    assert candidate.run(draw(SPEC, PLAN.cases[0]))
+                    assert candidate._child is spare
+            assert list(isolate._SPARE) == [spare]
+        process = spare._process.pid
+        os.kill(process, 0)
+    assert isolate._SPARE == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_a_child_that_died_is_not_kept():
+    case = next(c for c in PLAN.cases if c.shape == "batch=3 sequence=2")
+    with isolate.kept(), IsolatedSession(SPEC, partial(open_toy, "deadly")) as candidate:
+        with pytest.raises(ProcessDied, match="signal 6"):
+            candidate.run(draw(SPEC, case))
+        assert candidate._child is None
+    assert isolate._SPARE == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
