@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -100,7 +101,9 @@ class Validator:
         while "notify" in (answer := self._answer()):
             self._notify(answer["notify"])
         if "error" in answer:
-            raise errors.from_record(answer["error"])
+            error = errors.from_record(answer["error"])
+            error.add_note(answer["trace"])
+            raise error
         return artifacts.read(root).manifest
 
     def close(self) -> None:
@@ -175,10 +178,9 @@ def _answered(answers: IO[str], request: dict[str, Any]) -> None:
     try:
         _validate(Path(request["validate"]), request["device"], request["max_seconds"],
                   lambda text: say({"notify": text}), isolated=True)
-    except ModelportError as error:
-        say({"error": error.record()})
     except Exception as error:  # noqa: BLE001 - the parent's to report
-        say({"error": errors.unexpected(error).record()})
+        known = error if isinstance(error, ModelportError) else errors.unexpected(error)
+        say({"error": known.record(), "trace": traceback.format_exc()})
     else:
         say({"done": True})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 import signal
@@ -14,6 +16,7 @@ from modelport import artifacts, checkpoints, pipeline
 from modelport.artifacts import Artifact
 from modelport.checkpoints.model import IN_MEMORY
 from modelport.errors import DigestMismatch, ModelportError
+from modelport.pipeline import validator
 from modelport.pipeline.validator import Validator
 
 
@@ -25,28 +28,28 @@ def exported(tiny: Callable[..., Path], tmp_path: Path) -> Artifact:
                            validate=False)
 
 
-def of(validator: Validator) -> int:
-    assert validator._process is not None
-    return validator._process.pid
+def of(ours: Validator) -> int:
+    assert ours._process is not None
+    return ours._process.pid
 
 
 def stored() -> int:
     return len(list(checkpoints.cache_root().glob("reference/*/*.npz")))
 
 
-def ahead(validator: Validator, artifact: Artifact) -> None:
+def ahead(ours: Validator, artifact: Artifact) -> None:
     source = artifact.manifest.source
-    validator.start(source.model)
-    validator.prepare(pipeline.ModelRequest.of(source).resolve(), "onnx", "cpu")
+    ours.start(source.model)
+    ours.prepare(pipeline.ModelRequest.of(source).resolve(), "onnx", "cpu")
 
 
 def test_one_process_validates_several_and_says_what_it_is_at(exported: Artifact) -> None:
     said: list[str] = []
-    with Validator(said.append) as validator:
-        assert validator.validate(exported.root).proven
-        first = of(validator)
-        assert validator.validate(exported.root, max_seconds=60).proven
-        assert of(validator) == first
+    with Validator(said.append) as ours:
+        assert ours.validate(exported.root).proven
+        first = of(ours)
+        assert ours.validate(exported.root, max_seconds=60).proven
+        assert of(ours) == first
     assert any("truth" in text for text in said)
     assert any("compare" in text for text in said)
     with pytest.raises(ProcessLookupError):
@@ -61,9 +64,9 @@ def test_the_original_is_run_before_there_is_an_artifact(
     made = pipeline.export("onnx", pipeline.ModelRequest(str(tiny(kind)), task=task),
                            tmp_path / "out", validate=False)
     said: list[str] = []
-    with Validator(said.append) as validator:
-        ahead(validator, made)
-        assert validator.validate(made.root).proven
+    with Validator(said.append) as ours:
+        ahead(ours, made)
+        assert ours.validate(made.root).proven
     report = pipeline.parity_report(artifacts.read(made.root))
     assert report is not None
     # Of every case both sides, no run twice, and none that validation had no use for.
@@ -81,50 +84,66 @@ def test_an_original_that_does_not_fit_is_left_for_later(
     exported: Artifact, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device == "cpu":
-        monkeypatch.setattr(pipeline.validator, "SMALL", 1000)
+        monkeypatch.setattr(validator, "SMALL", 1000)
     sent: list[dict[str, object]] = []
     monkeypatch.setattr(Validator, "_send", lambda self, request: sent.append(request))
-    with Validator() as validator:
-        validator.start(exported.manifest.source.model)
+    with Validator() as ours:
+        ours.start(exported.manifest.source.model)
         checkpoint = pipeline.ModelRequest.of(exported.manifest.source).resolve()
-        validator.prepare(checkpoint, "onnx", device)
+        ours.prepare(checkpoint, "onnx", device)
     assert sent == [{"format": "onnx", "origin": None, "generates": False}]
 
 
 def test_what_fails_there_is_raised_here(exported: Artifact, tmp_path: Path) -> None:
-    with Validator() as validator:
-        ahead(validator, exported)
+    with Validator() as ours:
+        ahead(ours, exported)
         path = exported.root / "model.onnx"
         path.write_bytes(path.read_bytes() + b"\0")
         with pytest.raises(DigestMismatch, match=r"model\.onnx"):
-            validator.validate(exported.root)
+            ours.validate(exported.root)
         shutil.rmtree(tmp_path / "model")
         path.write_bytes(path.read_bytes()[:-1])
         with pytest.raises(ModelportError, match="cannot be read") as caught:
-            validator.validate(exported.root)
+            ours.validate(exported.root)
         assert "--reference" in caught.value.hint
 
 
+def test_what_nobody_raised_on_purpose_brings_its_traceback(
+    exported: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(validator, "_validate", broken)
+    said = io.StringIO()
+    validator._answered(said, {"validate": ".", "device": "cpu", "max_seconds": None})
+    monkeypatch.setattr(Validator, "_answer", lambda _: json.loads(said.getvalue()))
+    with Validator() as ours, pytest.raises(ModelportError) as caught:
+        ours.validate(exported.root)
+    assert caught.value.found == "unexpected KeyError: 'surprise'"
+    assert "in broken" in caught.value.__notes__[0]
+
+
 def test_after_its_end_another_takes_its_place(exported: Artifact) -> None:
-    with Validator() as validator:
-        ahead(validator, exported)
-        os.kill(of(validator), signal.SIGKILL)
+    with Validator() as ours:
+        ahead(ours, exported)
+        os.kill(of(ours), signal.SIGKILL)
         with pytest.raises(ModelportError, match="ended with status -9"):
-            validator.validate(exported.root)
-        assert validator.validate(exported.root).proven
-        os.kill(of(validator), signal.SIGKILL)
+            ours.validate(exported.root)
+        assert ours.validate(exported.root).proven
+        os.kill(of(ours), signal.SIGKILL)
         time.sleep(0.5)
-        ahead(validator, exported)  # says nothing: the next validation is what it is for
-        assert validator.validate(exported.root).proven
+        ahead(ours, exported)  # says nothing: the next validation is what it is for
+        assert ours.validate(exported.root).proven
 
 
 def test_what_lives_in_this_process_has_none_of_its_own(exported: Artifact) -> None:
-    with Validator() as validator:
-        validator.start(f"{IN_MEMORY}Toy")
-        assert validator._process is None
+    with Validator() as ours:
+        ours.start(f"{IN_MEMORY}Toy")
+        assert ours._process is None
         checkpoint = pipeline.ModelRequest.of(exported.manifest.source).resolve()
-        validator.prepare(checkpoint, "onnx", "cpu")
-        assert validator._process is None
+        ours.prepare(checkpoint, "onnx", "cpu")
+        assert ours._process is None
 
 
 def test_an_export_that_fails_leaves_no_process(tmp_path: Path) -> None:
