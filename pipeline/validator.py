@@ -78,9 +78,10 @@ class Validator:
         size = sum(ref.nbytes for ref in checkpoint.tensors.values())
         ahead = size <= SMALL and checkpoint.make is None and device == "cpu"
         origin = dataclasses.asdict(checkpoint.origin) if ahead else None
+        task = TASKS.get(checkpoint.task)  # a module of the user's own has none
         with suppress(ModelportError):  # it has ended; the first validation starts another
             self._send({"format": format, "origin": origin,
-                        "generates": bool(TASKS[checkpoint.task].parts)})
+                        "generates": bool(task and task.parts)})
 
     def validate(self, root: Path, max_seconds: float | None = None) -> artifacts.Manifest:
         """Validate an artifact and record the verdict in it.

@@ -149,6 +149,7 @@ def test_what_lives_in_this_process_has_none_of_its_own(exported: Artifact) -> N
 def test_an_export_that_fails_leaves_no_process(tmp_path: Path) -> None:
     import psutil
 
+    before = set(psutil.Process().children())
     with pytest.raises(ModelportError):
         pipeline.export("onnx", pipeline.ModelRequest(str(tmp_path / "none")), tmp_path / "out")
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= before
