@@ -76,7 +76,10 @@ def _scanned_once() -> Iterator[None]:
     from transformers.utils import import_utils
 
     home = Path(transformers.__file__).parent / "models"
-    scan = import_utils.create_import_structure_from_path
+    scan = getattr(import_utils, "create_import_structure_from_path", None)
+    if scan is None:  # another version, that has other ways
+        yield
+        return
     import_utils.create_import_structure_from_path = lambda path: scan(
         home if Path(path) == home / "__init__.py" else path)
     try:
