@@ -1,9 +1,9 @@
 """Importing torch and transformers without what only training needs, and in less time.
 
 ``transformers.modeling_utils`` imports every loss, and the losses of detection models import
-``scipy.optimize`` for one function: 0.35 s and 25 MB that no export uses. It reads the
-sources of all models for their names, twice, 0.2 s each time. And a million objects come into being
-that all live on: looking through them for garbage takes 0.8 s.
+``scipy.optimize`` for one function: 0.35 s and 25 MB that no export uses. transformers reads the
+sources of all its models for their names, twice, 0.2 s each time. And a million objects come into
+being that all live on: looking through them for garbage takes 0.8 s.
 """
 
 from __future__ import annotations

@@ -122,7 +122,8 @@ def _validated(
 def run_ahead(checkpoint: Checkpoint) -> None:
     """Run both sides of a comparison with an artifact that is still being made, and keep that.
 
-    In float32 and on the CPU, in the cases of :func:`validate_artifact` without limits.
+    In float32 and on the CPU, in the cases that :func:`validate_artifact` without limits has time
+    for.
     """
     reference = whole(checkpoint, "float32")
     if reference.parts:  # which share their tensors
@@ -135,8 +136,8 @@ def run_ahead(checkpoint: Checkpoint) -> None:
         plan = _plan(spec, {"traced": spec.check(model.samples)}, checkpoint.root, Limits())
         assert cache is not None
         precise = truth.parts[name] if name else truth
-        validate.run_ahead(opened(precise, spec), "truth", spec, plan, cache)
-        validate.run_ahead(opened(model, spec), "reference", spec, plan, cache)
+        validate.run_ahead(partial(opened, model, spec), partial(opened, precise, spec), plan,
+                           spec=spec, cache=cache)
 
 
 def parity_report(artifact: Artifact) -> ParityReport | None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .request import Notify
 
 _COMMAND = "from modelport.pipeline import validator; validator.serve()"
-STILL = {"OMP_WAIT_POLICY": "passive"}
+PASSIVE = {"OMP_WAIT_POLICY": "passive"}
 """Keeps idle threads of torch from spinning beside those of the runtime: now and then one waited
 0.1 s for the core that another one held."""
 SMALL = 64 << 20
@@ -65,7 +65,7 @@ class Validator:
         if self._process is None and not model.startswith(IN_MEMORY):
             self._process = subprocess.Popen([sys.executable, "-c", _COMMAND], text=True,
                                              stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                             env={**STILL, **os.environ})
+                                             env={**PASSIVE, **os.environ})
 
     def prepare(self, checkpoint: Checkpoint, format: str, device: str) -> None:  # noqa: A002
         """Let it run a small original ahead, and import what runs artifacts of the format.

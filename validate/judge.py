@@ -162,21 +162,28 @@ def measure_effects(
 
 
 def run_ahead(
-    session: Session,
-    role: Literal["truth", "reference"],
-    spec: ModelSpec,
+    reference: SessionSource,
+    truth: SessionSource,
     plan: Plan,
+    *,
+    spec: ModelSpec,
     cache: ReferenceCache,
 ) -> None:
-    """Run one side on all cases, so that :func:`judge` finds its outputs stored; then close it."""
-    with session:
-        side = Supplier(session, role, cache)
-        for case in plan.cases:
+    """Run both sides in the cases that :func:`judge` has time for, so that it finds them stored.
+
+    Raises:
+        Exception: whatever the reference raises.
+    """
+    run = _Run(spec, plan, Settings(), None)
+    run.truth = Supplier(truth, "truth", cache)
+    other = Supplier(reference, "reference", cache)
+    try:
+        for case in run._run_truth(plan.cases):
             feeds = draw(spec, case)
-            if not (side.stored(digest(feeds))
-                    or side.room(output_elements(spec, case) * 8)):
-                break
-            side.outputs(feeds, digest(feeds))
+            other.outputs(feeds, digest(feeds))
+    finally:
+        run.truth.close()
+        other.close()
 
 
 class _Run:

@@ -21,6 +21,7 @@ from modelport.validate import (
     judge,
     measure_effects,
     plan,
+    run_ahead,
 )
 from modelport.validate.pace import Pace
 from toy_transformer import Toy, ToySession, Variant, toy_spec, varied, weights
@@ -94,6 +95,30 @@ def test_ten_artifacts_cost_one_reference(tmp_path):
     other = replace(cache, source="another digest")
     judge(good(), first, second, PLAN, spec=SPEC, cache=other)
     assert (first.opened, second.opened) == (2, 2)
+
+
+def test_what_ran_ahead_is_not_run_again(tmp_path):
+    cache = ReferenceCache(tmp_path, "digest")
+    Opener.live = Opener.most = 0
+    sides = Opener(reference), Opener(truth)
+    run_ahead(*sides, PLAN, spec=SPEC, cache=cache)
+    assert Opener.most == 1
+    report = judge(good(), *sides, PLAN, spec=SPEC, cache=cache)
+    assert report.accepted
+    assert len(report.cases) == len(PLAN.cases)
+    assert [side.opened for side in sides] == [1, 1]
+    assert Opener.live == 0
+    assert {report.sides[side] for side in ("reference", "truth")} == {"stored runs"}
+
+
+def test_ahead_as_in_turn_what_nothing_rests_on_has_its_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("modelport.validate.pace.FILL_SECONDS", 0.0)
+    monkeypatch.setattr("modelport.validate.pace.FILL_RATIO", 0.0)
+    essential = sum(case.essential for case in PLAN.cases)
+    assert 0 < essential < len(PLAN.cases)
+    cache = ReferenceCache(tmp_path, "digest")
+    run_ahead(reference, truth, PLAN, spec=SPEC, cache=cache)
+    assert len(list(tmp_path.glob("*.npz"))) == 2 * essential
 
 
 def test_a_stored_run_cannot_hide_a_bad_candidate_and_damage_is_recomputed(tmp_path):
