@@ -1,8 +1,8 @@
 """Attention, layer-norm and GELU as the fused operators of ONNX Runtime; ties the graph to it.
 
-Attention by :mod:`._attention`, rotary positions by :mod:`._rotary`; the rest by
-``onnxruntime.transformers.optimizer``, on the graph with its matrices set aside: none of those
-fusions reads one.
+Attention by :mod:`._attention`, rotary positions by :mod:`._rotary`, masks by :mod:`._masks`; the
+rest by ``onnxruntime.transformers.optimizer``, on the graph with its matrices set aside: none of
+those fusions reads one.
 
 Chosen by ``benchmarks/fusions.py``, which holds these against that optimizer alone and against
 transformers' own fusions (``OnnxConfig(ort_fusions="cpu")``). Those look for what dynamo captures
@@ -19,7 +19,7 @@ from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendUnavailable
-from . import Transform, TransformResult, _attention, _graph, _rotary
+from . import Transform, TransformResult, _attention, _graph, _masks, _rotary
 from .quantize import insert
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Fuse(Transform):
         """
         _graph.refuse_quantised(model, "fuse")
         before = _graph.operators(model)
+        _masks.simplify(model)
         _rotary.fuse(model)
         _attention.fuse(model)
         _own_shapes(model)
