@@ -129,6 +129,20 @@ def machine() -> Machine:
     )  # fmt: skip
 
 
+def present() -> bool:
+    """Whether the CUDA driver is here and sees a GPU; whatever is built on it is not asked."""
+    import ctypes
+    import sys
+
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    found: bool = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return found and count.value > 0
+
+
 def driver_version() -> str:
     """Version of the NVIDIA driver, from NVML or the kernel module; ``unknown`` without either."""
     try:

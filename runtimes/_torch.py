@@ -35,6 +35,18 @@ def unavailable(device: str) -> str | None:
     return None
 
 
+def compiled(module: torch.nn.Module, **options: Any) -> Any:
+    """What ``torch.compile`` makes of a module, without the warnings of the compiler's own modules
+    when they are first imported."""
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated")
+        return torch.compile(module, **options)
+
+
 class TensorSession(Session):
     """Runs under ``torch.inference_mode`` with TF32 off; a subclass says what is called.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .. import gpu
 from ..errors import BackendUnavailable, UsageError
 from ..session import Placement, Session
 from . import Runtime
@@ -46,6 +48,8 @@ class OnnxRuntime(Runtime):
                 f"this build of onnxruntime has no {PROVIDERS[device]}: "
                 'pip uninstall onnxruntime && pip install "modelport[gpu]"'
             )
+        if device == "cuda" and not gpu.present():
+            return "there is no NVIDIA GPU here, or no driver for it"
         return None
 
     def open(
@@ -119,7 +123,7 @@ class OnnxSession(Session):
         self._graphs = bool(options["cuda_graph"]) and device == "cuda"
         self._graph = 0
         if device == "cuda":
-            ort.preload_dlls()
+            _load_cuda()
         settings = ort.SessionOptions()
         settings.log_severity_level = 4  # what it logs as an error it also raises
         settings.intra_op_num_threads = options["threads"]
@@ -139,6 +143,7 @@ class OnnxSession(Session):
             if device == "cuda"
             else {}
         )
+        from onnxruntime.capi.onnxruntime_pybind11_state import Fail
         from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
         try:
@@ -150,6 +155,14 @@ class OnnxSession(Session):
             raise BackendUnavailable(
                 f"{provider} lacks an operator of this artifact: {problem}",
                 hint="--runtime openvino, which computes in bfloat16 on CPUs that have it",
+            ) from error
+        except Fail as error:
+            if not self._graphs:
+                raise
+            raise BackendUnavailable(
+                "this graph can't be recorded as a CUDA graph, since some of its operators run on "
+                "the CPU and are copied from there",
+                hint="export it with --optimize fuse, or leave out cuda_graph",
             ) from error
         self._device = device
         found = self._session.get_providers()
@@ -195,7 +208,7 @@ class OnnxSession(Session):
         outputs = zip(self._session.get_outputs(), binding.get_outputs(), strict=True)
         return {output.name: from_dlpack(value) for output, value in outputs}
 
-    def _bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], None]:
+    def _bind(self, feeds: Mapping[str, np.ndarray]) -> Launch:
         import onnxruntime as ort
 
         binding = self._session.io_binding()
@@ -206,18 +219,12 @@ class OnnxSession(Session):
             binding.bind_ortvalue_input(name, resident)
         # Recorded now, a CUDA graph would write to the outputs of this run for ever.
         self._session.run_with_iobinding(self._bind_outputs(binding), self._unrecorded())
+        outputs = {}
         for output, value in zip(self._session.get_outputs(), binding.get_outputs(), strict=True):
-            held.append(value)  # the shapes are known now: later launches reuse these buffers
+            outputs[output.name] = value  # the shapes are known now: launches reuse these buffers
             binding.bind_ortvalue_output(output.name, value)
-
         self._graph += 1
-        recorded = self._run_options(self._graph)
-
-        def launch() -> None:
-            assert held
-            self._session.run_with_iobinding(binding, recorded)
-
-        return launch
+        return Launch(self._session, binding, self._run_options(self._graph), held, outputs)
 
     def _unrecorded(self) -> Any:
         return self._run_options(-1)
@@ -237,6 +244,44 @@ class OnnxSession(Session):
         for output in self._session.get_outputs():
             binding.bind_output(output.name, self._device)
         return binding
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A run on buffers that stay where they are.
+
+    Attributes:
+        options: of the run; they say which CUDA graph it is, where there are graphs.
+        inputs, outputs: ``OrtValue``s on the session's device.
+    """
+
+    session: Any
+    binding: Any
+    options: Any
+    inputs: Sequence[Any]
+    outputs: Mapping[str, Any]
+
+    def __call__(self) -> None:
+        self.session.run_with_iobinding(self.binding, self.options)
+
+    def download(self) -> dict[str, np.ndarray]:
+        """What the last call left, by name."""
+        return {name: value.numpy() for name, value in self.outputs.items()}
+
+
+def _load_cuda() -> None:
+    """Load CUDA's libraries: those that torch came with, then what is missing from other wheels.
+
+    ONNX Runtime looks beside itself only, and prints what it does not find there.
+    """
+    import contextlib
+    import sys
+
+    import onnxruntime
+    import torch  # noqa: F401 - a build for CUDA loads its own
+
+    with contextlib.redirect_stdout(sys.stderr):
+        onnxruntime.preload_dlls()
 
 
 def _element_type(dtype: torch.dtype) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BackendUnavailable, UsageError
@@ -52,14 +51,9 @@ class TorchCompileSession(TorchSession):
     runtime = "torch_compile"
 
     def __init__(self, model: LoadedModel, device: str, options: Mapping[str, Any]) -> None:
-        import torch
-
         super().__init__(model, device, options["threads"])
-        with warnings.catch_warnings():  # the compiler's own modules, when they are first imported
-            warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated")
-            self._compiled = torch.compile(
-                self._module, mode=options["mode"], dynamic=options["dynamic"]
-            )
+        self._compiled = _torch.compiled(
+            self._module, mode=options["mode"], dynamic=options["dynamic"])
 
     def close(self) -> None:
         super().close()

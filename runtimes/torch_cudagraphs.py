@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..artifacts import Artifact
     from ..checkpoints import LoadedModel
     from ..session import Session
+    from ..spec import ModelSpec
 
 WARM_UP = 3
 """Runs before recording: lazily created handles and workspaces must not be part of a graph."""
@@ -71,6 +72,26 @@ class Recording:
     replay: Callable[[], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A replay; ``sizes`` are those that were asked for, without what fills up the bucket."""
+
+    spec: ModelSpec
+    sizes: Mapping[str, int]
+    recording: Recording
+
+    def __call__(self) -> None:
+        self.recording.replay()
+
+    def download(self) -> dict[str, np.ndarray]:
+        """What the last replay left, by name."""
+        outputs = {
+            name: _torch.to_numpy(value.clone())  # the next replay overwrites it
+            for name, value in zip(self.spec.output_names, self.recording.outputs, strict=True)
+        }
+        return _padding.cut(self.spec, outputs, self.sizes)
+
+
 class CudaGraphSession(TorchSession):
     """Attributes:
         warm_up_seconds: spent so far on compiling and recording, by the sizes it was for.
@@ -79,11 +100,9 @@ class CudaGraphSession(TorchSession):
     runtime = "torch_cudagraphs"
 
     def __init__(self, model: LoadedModel, device: str, options: Mapping[str, Any]) -> None:
-        import torch
-
         super().__init__(model, device, options["threads"])
         self._forward: Any = (
-            torch.compile(self._module, dynamic=True) if options["compiled"] else self._module
+            _torch.compiled(self._module, dynamic=True) if options["compiled"] else self._module
         )
         self._recordings: dict[tuple[tuple[str, int], ...], Recording] = {}
         self.warm_up_seconds: dict[tuple[tuple[str, int], ...], float] = {}
@@ -106,23 +125,16 @@ class CudaGraphSession(TorchSession):
         with torch.inference_mode():
             for held, value in zip(recording.inputs, self._tensors(padded), strict=True):
                 held.copy_(value)
-            recording.replay()
-            outputs = {
-                name: _torch.to_numpy(value.clone())  # the next replay overwrites it
-                for name, value in zip(self.spec.output_names, recording.outputs, strict=True)
-            }
-        return _padding.cut(self.spec, outputs, sizes)
+        launch = Launch(self.spec, sizes, recording)
+        launch()
+        return launch.download()
 
-    def _bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], None]:
+    def _bind(self, feeds: Mapping[str, np.ndarray]) -> Launch:
         """A recording of its own, since another launch's inputs must not get into it."""
-        wanted = _padding.rounded(self.spec, self.spec.check(feeds))
+        sizes = self.spec.check(feeds)
+        wanted = _padding.rounded(self.spec, sizes)
         padded = _padding.pad(self.spec, feeds, wanted)
-        recording = self._recorded(padded, tuple(sorted(wanted.items())))
-
-        def launch() -> None:
-            recording.replay()
-
-        return launch
+        return Launch(self.spec, sizes, self._recorded(padded, tuple(sorted(wanted.items()))))
 
     def _recorded(
         self, feeds: Mapping[str, np.ndarray], key: tuple[tuple[str, int], ...]

@@ -5,7 +5,8 @@
 
 Sections, each with its share of the time, each leaving its file as soon as it is done; a section
 that fails or has no time left says so in the report and the rest goes on. Nothing is installed:
-what is absent is an empty column with its reason. Writes ``gpu.json``, ``gpu.md`` and plots.
+what is absent is an empty column with its reason. Exports go on beside the section that times
+nothing. Writes ``gpu.json``, ``gpu.md`` and plots; with ``--sections``, the others' results stay.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try the path")
     parser.add_argument("--sections", default=",".join(sections.NAMES))
+    parser.add_argument("--without", default="", help="variants to leave out, by name; with ';'")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--output", type=Path, default=HERE.parent / "results" / "gpu")
     parser.add_argument("--work", type=Path, default=HERE.parents[1] / ".bench" / "gpu")
@@ -43,18 +45,23 @@ def main() -> int:
         return 2
     arguments.output.mkdir(parents=True, exist_ok=True)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    setting = sections.Setting(arguments.device, arguments.small, arguments.work)
+    setting = sections.Setting(
+        arguments.device, arguments.small, arguments.work, arguments.without)
     found = {"environment": sections.environment(), "device": arguments.device,
              "small": arguments.small, "sections": {}}
+    found["sections"] = sections.kept(arguments.output / "gpu.json", found)
+    preparing = sections.prepare(setting, chosen)
     for index, name in enumerate(chosen):
+        if name != sections.UNTIMED:
+            preparing.wait()
         left = arguments.seconds - (time.monotonic() - start)
         allowed = left * sections.SHARES[name] / sum(sections.SHARES[n] for n in chosen[index:])
         print(f"== {name}: {allowed:.0f} s", file=sys.stderr, flush=True)
         found["sections"][name] = sections.run(name, setting, allowed)
-        found["seconds"] = round(time.monotonic() - start, 1)
-        (arguments.output / "gpu.json").write_text(json.dumps(found, indent=1), "utf-8")
+        (arguments.output / "gpu.json").write_text(json.dumps(found), "utf-8")
         report.write(found, arguments.output)
     print((arguments.output / "gpu.md").read_text("utf-8"))
+    preparing.wait()
     failed = [n for n, s in found["sections"].items() if s["status"] != "ok"]
     return 5 if failed else 0
 

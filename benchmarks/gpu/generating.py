@@ -53,11 +53,16 @@ def t5(device: str, small: bool, work: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def bark_request(device: str, small: bool) -> pipeline.ModelRequest:
+    """Bark's real architecture with seeded weights; large on a GPU."""
+    name = "suno/bark-small" if small or device == "cpu" else "suno/bark"
+    return pipeline.ModelRequest(name, task=combinations.TASK, weights="random")
+
+
 def bark(device: str, small: bool, work: Path) -> dict[str, Any]:
     """Every combination, batch 1 and 8, fixed token counts, bark-large's architecture."""
     plan = combinations.Plan.usual(device)
-    name = "bark-small" if small or device == "cpu" else "bark"
-    request = pipeline.ModelRequest(name, task=combinations.TASK, weights="random")
+    request = bark_request(device, small)
     setting = replace(plan.setting, new_tokens=64)
     if small:
         setting = replace(SHORT, new_tokens=4, text_window=8, fine_window=32)

@@ -30,13 +30,14 @@ def _setting(found: Mapping[str, Any]) -> list[str]:
     gpus = [f"{g['name']}, driver {g['driver']}" for g in env["gpus"]]
     size = " **Tiny sizes: this run shows that the path works, not how fast anything is.**"
     return [f"Device: {found['device']}; {'; '.join(gpus) or 'no GPU'}; {env['cpu']}, "
-            f"{env['cores']} cores. {packages}. {found['seconds']:.0f} s in all."
+            f"{env['cores']} cores. {packages}. "
+            f"{sum(s['seconds'] for s in found['sections'].values()):.0f} s in all."
             + (size if found["small"] else "")]  # fmt: skip
 
 
 def _claims(claims: Sequence[Mapping[str, Any]], small: bool) -> list[str]:
     """Targets are for real sizes: what tiny ones give is shown and not judged."""
-    words = {True: "reached", False: "**not reached**", None: "not measured"}
+    words = {True: "reached", False: "**not reached**", None: "open"}
     if not claims:
         return []
     return ["| to reach | found | |", "| --- | --- | --- |",
@@ -59,7 +60,8 @@ def _grid(result: Mapping[str, Any], output: Path) -> list[str]:
     names = list(dict.fromkeys(r["variant"] for r in rows))
     by = {(r["variant"], r["batch"], r["sequence"]): r for r in rows}
     lines = ["Milliseconds a call, inputs resident; in brackets times the speed of eager fp32. "
-             "Wrong results carry their verdict instead.", ""]  # fmt: skip
+             "Wrong results carry their verdict instead. "
+             + _processes(rows, "ratios are paired by process"), ""]  # fmt: skip
     head = "| batch × length | " + " | ".join(names) + " |"
     lines += [head, "| --- |" + " --- |" * len(names)]
     lines += ["| " + " | ".join([f"{b} × {s}", *(_cell(by.get((n, b, s))) for n in names)]) + " |"
@@ -80,6 +82,16 @@ def _grid(result: Mapping[str, Any], output: Path) -> list[str]:
     if _plot(rows, output / SPEEDUP):
         lines += ["", f"![speed over eager fp32]({SPEEDUP})"]
     return [*lines, ""]
+
+
+def _processes(rows: Sequence[Mapping[str, Any]], several: str) -> str:
+    """What replicates a figure; one process says nothing of its spread."""
+    counts = sorted({r["rounds"] for r in rows})
+    if not counts:
+        return ""
+    if counts == [1]:
+        return "One process each, so that no interval can be given."
+    return f"{counts[0]} to {counts[-1]} processes each; {several}."
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
@@ -116,14 +128,21 @@ def _sentences(result: Mapping[str, Any], output: Path) -> list[str]:
     by = {(r["variant"], r["order"], r["batch"]): r for r in result["rows"]}
     columns = list(dict.fromkeys((r["variant"], r["order"]) for r in result["rows"]))
     lines = ["Milliseconds a sentence, copies included, tokenisation not; sentences of mixed "
-             "lengths (log-normal, median 20 tokens) in batches.", "",
+             "lengths (log-normal, median 20 tokens) in batches. "
+             + _processes(result["rows"], "in brackets the fastest and the slowest"), "",
              "| batch | " + " | ".join(f"{n}, {o}" for n, o in columns) + " |",
              "| --- |" + " --- |" * len(columns)]  # fmt: skip
     for batch in dict.fromkeys(r["batch"] for r in result["rows"]):
         cells = [by.get((*column, batch)) for column in columns]
-        lines.append(f"| {batch} | " + " | ".join(f"{c['ms']:.3g}" if c else "–" for c in cells)
-                     + " |")  # fmt: skip
+        lines.append(f"| {batch} | " + " | ".join(map(_sentence, cells)) + " |")
     return [*lines, ""]
+
+
+def _sentence(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    spread = f" [{row['low']:.3g}, {row['high']:.3g}]" if row["rounds"] > 1 else ""
+    return f"{row['ms']:.3g}{spread}"
 
 
 def _markdown(result: Mapping[str, Any], output: Path) -> list[str]:

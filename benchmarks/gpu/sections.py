@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,19 @@ ROOT = HERE.parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where and how large; ``small`` tries the whole path in a minute."""
+    """Where and how large; ``small`` tries the whole path in a minute.
+
+    Attributes:
+        without: variants that are left out.
+    """
 
     device: str
     small: bool
     work: Path
+    without: str = ""
+
+    def flags(self) -> list[str]:
+        return [*(["--small"] if self.small else []), "--without", self.without]
 
 
 def unavailable(device: str) -> str | None:
@@ -42,6 +50,20 @@ def environment() -> dict[str, Any]:
     from modelport.runtimes.benchmark import environment as env
 
     return dataclasses.asdict(env.read())
+
+
+def kept(path: Path, now: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of an earlier run with the same software on the same kind of machine."""
+    if not path.exists():
+        return {}
+    before = json.loads(path.read_text("utf-8"))
+
+    def kind(found: Mapping[str, Any]) -> list[Any]:
+        env = found["environment"]
+        return [found["device"], found["small"], env["packages"], env["cpu"],
+                [gpu["name"] for gpu in env["gpus"]]]  # fmt: skip
+
+    return dict(before["sections"]) if kind(before) == kind(now) else {}
 
 
 def run(name: str, setting: Setting, seconds: float) -> dict[str, Any]:
@@ -69,6 +91,15 @@ def run(name: str, setting: Setting, seconds: float) -> dict[str, Any]:
     return {**found, "status": "ok"}
 
 
+def prepare(setting: Setting, chosen: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start to export what these sections measure."""
+    with (setting.work / "prepare.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, str(HERE / "prepare.py"), setting.device, str(setting.work),
+             *setting.flags(), "--sections", ",".join(chosen)],
+            stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """``fine``: exit statuses after which the result counts."""
@@ -88,16 +119,17 @@ def _measured(what: str, place: str) -> Callable[[Setting, float, Path], list[st
 
     def command(setting: Setting, seconds: float, result: Path) -> list[str]:
         return [sys.executable, str(HERE / "measure.py"), what, "--device", setting.device,
-                "--seconds", f"{seconds - 15:.0f}", "--work", str(setting.work / place),
-                "--result", str(result), *(["--small"] if setting.small else [])]  # fmt: skip
+                "--seconds", f"{seconds - 8:.0f}", "--work", str(setting.work / place),
+                "--result", str(result), *setting.flags()]  # fmt: skip
 
     return command
 
 
+UNTIMED = "correct"
 SECTIONS: Mapping[str, Section] = {
-    "correct": Section(1.0, _correct, fine=(0, 1)),
-    "grid": Section(3.0, _measured("grid", "encoder")),
-    "sentences": Section(1.5, _measured("sentences", "encoder")),
+    UNTIMED: Section(1.5, _correct, fine=(0, 1)),
+    "grid": Section(2.6, _measured("grid", "encoder")),
+    "sentences": Section(3.0, _measured("sentences", "encoder")),
     "t5": Section(1.0, _measured("t5", "t5")),
     "bark": Section(1.5, _measured("bark", "bark")),
 }

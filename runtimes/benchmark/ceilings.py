@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-SIZES = (1024, 2048)
+SIZES: Mapping[str, tuple[int, ...]] = {"cpu": (1024, 2048), "cuda": (2048, 4096, 8192)}
+"""Of square matrices: a GPU's rate still rises where a CPU's has settled."""
+
 REPEATS = 5
 SECONDS = 1.0
 """Time for each size of a product, at least: on a shared machine the best shows up seldom."""
@@ -137,11 +139,12 @@ def measure(threads: int, device: str = "cpu") -> Ceilings:
     ]
     if device == "cuda":
         products.append(("float16", "torch", _float_product(torch.float16, device)))
+        products.append(("tf32", "torch", _tf32_product(device)))
     else:
         products.append(("float32", "onnxruntime", _session_product(threads)))
     for dtype, library, product in products:
         try:
-            rate = max(2 * n**3 / _best(product(n), device) for n in SIZES)
+            rate = max(2 * n**3 / _best(product(n), device) for n in SIZES[device])
         except (ImportError, RuntimeError, NotImplementedError, AttributeError) as e:
             absent[dtype] = str(e).splitlines()[0][:200]
             continue
@@ -159,6 +162,25 @@ def _float_product(dtype: torch.dtype, device: str) -> Callable[[int], Callable[
         a, b = (torch.randn(n, n, generator=generator, device=device).to(dtype) for _ in "ab")
         out = torch.empty(n, n, dtype=dtype, device=device)
         return lambda: torch.mm(a, b, out=out)
+
+    return make
+
+
+def _tf32_product(device: str) -> Callable[[int], Callable[[], Any]]:
+    """Of float32 matrices whose mantissas are cut to 10 bits on the way to the tensor cores."""
+    import torch
+
+    def make(n: int) -> Callable[[], Any]:
+        exact = _float_product(torch.float32, device)(n)
+
+        def product() -> None:
+            torch.backends.cuda.matmul.allow_tf32 = True
+            try:
+                exact()
+            finally:
+                torch.backends.cuda.matmul.allow_tf32 = False
+
+        return product
 
     return make
 

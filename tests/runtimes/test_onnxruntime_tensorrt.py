@@ -13,6 +13,7 @@ import pytest
 import tensorrt_world
 from modelport import artifacts, gpu, pipeline
 from modelport.errors import BackendUnavailable, UsageError
+from modelport.exporters.onnx import OnnxOptions
 from modelport.runtimes import _onnxruntime_tensorrt as route
 from modelport.runtimes.onnxruntime import RUNTIME, TENSORRT
 
@@ -36,6 +37,7 @@ class Provider:
         self.graphs: list[str | None] = []
         self.engines: list[list[str]] = []
         self.falls_back = False
+        patch.setattr(gpu, "present", lambda: True)
         patch.setattr(onnxruntime, "InferenceSession", self.open)
         patch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
         names = [TENSORRT, "CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -217,12 +219,41 @@ def test_a_real_provider_equals_the_cpu(artifact: artifacts.Artifact) -> None:
 
 
 @pytest.mark.gpu
-def test_replaying_cuda_graphs_equals_plain_runs(artifact: artifacts.Artifact) -> None:
+def test_a_graph_with_operators_on_the_cpu_is_not_recorded(artifact: artifacts.Artifact) -> None:
     if reason := RUNTIME.unavailable("cuda"):
         pytest.skip(reason)
+    with pytest.raises(BackendUnavailable, match="CUDA graph") as refused:
+        RUNTIME.open(artifact, "cuda", {"cuda_graph": True})
+    assert "--optimize fuse" in str(refused.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_replaying_cuda_graphs_equals_plain_runs(
+    tiny: Callable[..., Path], tmp_path: Path, dtype: str
+) -> None:
+    if reason := RUNTIME.unavailable("cuda"):
+        pytest.skip(reason)
+    artifact = pipeline.export(
+        "onnx", pipeline.ModelRequest(str(tiny("bert"))), tmp_path / "out",
+        OnnxOptions(optimize="fuse", dtype=dtype), validate=False)
     feeds = {t.name: np.ones((3, 7), t.dtype) for t in artifact.spec.inputs}
     with RUNTIME.open(artifact, "cuda", {"cuda_graph": True}) as session:
         launch = session.bind(feeds)
         for _ in range(3):
             launch()
-        assert session.run(feeds)
+        found, wanted = launch.download(), session.run(feeds)  # type: ignore[attr-defined]
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_what_a_launch_left_can_be_had(artifact: artifacts.Artifact) -> None:
+    feeds = {t.name: np.ones((3, 7), t.dtype) for t in artifact.spec.inputs}
+    with RUNTIME.open(artifact) as session:
+        launch = session.bind(feeds)
+        for value in launch.download().values():  # type: ignore[attr-defined]
+            value[...] = np.nan  # on a CPU these are the outputs themselves
+        launch()
+        found, wanted = launch.download(), session.run(feeds)  # type: ignore[attr-defined]
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value)

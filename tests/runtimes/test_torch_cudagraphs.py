@@ -60,6 +60,10 @@ def test_every_shape_is_served_by_its_bucket(
             wanted = eager.run(given)
             for name, value in session.run(given).items():
                 np.testing.assert_allclose(value, wanted[name], rtol=1e-4, atol=1e-5)
+            launch = session.bind(given)
+            launch()
+            for name, value in launch.download().items():
+                np.testing.assert_allclose(value, wanted[name], rtol=1e-4, atol=1e-5)
         # (3, 5), (4, 5) and (3, 6) are two buckets: 3 × 6 and 4 × 6.
         assert len(session.warm_up_seconds) == 4
 

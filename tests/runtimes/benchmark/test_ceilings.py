@@ -37,7 +37,7 @@ def test_attention_grows_with_the_square_of_the_sequence():
 
 
 def test_measured_ceilings_are_plausible_and_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(ceilings, "SIZES", (128,))
+    monkeypatch.setattr(ceilings, "SIZES", {"cpu": (128,)})
     monkeypatch.setattr(ceilings, "SECONDS", 0.0)
     monkeypatch.setattr(ceilings, "STREAM_BYTES", 8 << 20)
     threads = torch.get_num_threads()
@@ -53,7 +53,7 @@ def test_measured_ceilings_are_plausible_and_written(tmp_path, monkeypatch):
 
 
 def test_the_ceiling_is_the_best_of_the_libraries(monkeypatch):
-    monkeypatch.setattr(ceilings, "SIZES", (64,))
+    monkeypatch.setattr(ceilings, "SIZES", {"cpu": (64,)})
     monkeypatch.setattr(ceilings, "SECONDS", 0.0)
     monkeypatch.setattr(ceilings, "STREAM_BYTES", 1 << 20)
     times = iter([2.0, 2.0, 2.0, 1.0])  # torch: float32, bfloat16, int8; the other's float32
@@ -73,7 +73,7 @@ def test_the_ceiling_is_the_best_of_the_libraries(monkeypatch):
 
 
 def test_a_library_that_is_missing_leaves_the_other(monkeypatch):
-    monkeypatch.setattr(ceilings, "SIZES", (64,))
+    monkeypatch.setattr(ceilings, "SIZES", {"cpu": (64,)})
     monkeypatch.setattr(ceilings, "SECONDS", 0.0)
     monkeypatch.setattr(ceilings, "STREAM_BYTES", 1 << 20)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
