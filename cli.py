@@ -78,7 +78,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> NoReturn:
     """Entry point of the ``modelport`` program."""
-    lean.collect_rarely()
+    lean.own_process()
     code = execute()
     try:
         sys.stdout.flush()

@@ -144,7 +144,7 @@ class Validator:
 def serve() -> None:
     """What that process does: import, then answer requests until its stdin is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    lean.collect_rarely()
+    lean.own_process()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints must not be taken for an answer
     with suppress(ImportError):  # told when it is needed

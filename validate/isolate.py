@@ -195,7 +195,7 @@ def _serve(pipe: Connection, warm: Callable[[], None] | None) -> None:
     """The child's loop; errors are sent back as text, since not all of them survive the way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    lean.collect_rarely()
+    lean.own_process()
     if warm is not None:
         with suppress(Exception):  # raised again when the session is opened
             warm()
