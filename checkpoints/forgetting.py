@@ -1,4 +1,4 @@
-"""Runs that a module is to forget: those on tensors without data."""
+"""Runs that a module is to forget: those that only find something out."""
 
 from __future__ import annotations
 

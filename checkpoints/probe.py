@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..errors import UsageError
 from ..spec import Dim, ModelSpec, TensorSpec
 from . import samples
 from .forgetting import forgotten
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
 
+T = TypeVar("T")
 _STATES = ("past_key_values", "hidden_states", "attentions", "loss", "mems", "cache_params")
 SMALL = 16 << 20
 """Bytes of weights up to which a run with data takes less time than one without."""
@@ -38,7 +41,7 @@ def outputs(
 ) -> tuple[tuple[TensorSpec, ...], dict[str, Dim]]:
     """The outputs, and the ranges of dimensions that only they have or that turn out narrower.
 
-    The module runs on tensors without data, at sizes that differ in every dimension, and again at
+    The module runs at sizes that differ in every dimension, and again at
     others where one run leaves a doubt: an output's dimension that stays is a constant, one that
     moves as an input's does is that one.
 
@@ -198,61 +201,66 @@ def _own_ranges(
     return {name: Dim(min(s), sorted(s)[len(s) // 2], max(s)) for name, s in sizes.items()}
 
 
+def whichever(model: torch.nn.Module, run: Callable[[bool], T]) -> T:
+    """What a run of a module finds out, with data or without; told which, it is tried again the
+    other way where it fails.
+
+    A large module runs without data first; a small one with data, since that is faster.
+
+    Raises:
+        UsageError: from ``run``, at once.
+        Exception: what the second try raised.
+    """
+    import torch
+
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    first = size <= SMALL
+    try:
+        with contextlib.nullcontext() if first else _without_data(), torch.no_grad():
+            return run(first)
+    except UsageError:
+        raise
+    except Exception:  # noqa: BLE001 - a branch on data, or data that it can't take
+        pass
+    with _without_data() if first else contextlib.nullcontext(), torch.no_grad():
+        return run(not first)
+
+
+def _without_data() -> contextlib.AbstractContextManager[Any]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
 def _run(
     model: torch.nn.Module,
     inputs: tuple[TensorSpec, ...],
     sizes: Mapping[str, int],
     constants: Mapping[str, Any],
 ) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Names, shapes and dtypes of the outputs.
+    """Names, shapes and dtypes of the outputs."""
+    import torch
 
-    A large module runs without data where it allows that; a small one with data where that works,
-    since that is faster than to go without.
-    """
-    nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    first, second = (_with_data, _without_data) if nbytes <= SMALL else (_without_data, _with_data)
+    spec = ModelSpec(inputs, ())
+    dims = {name: Dim(size, size, size) for name, size in sizes.items()}
+
+    def run(with_data: bool) -> dict[str, tuple[tuple[int, ...], str]]:
+        example = samples.example(ModelSpec(inputs, (), dims)) if with_data else None
+        feeds = {
+            t.name: torch.ones(spec.shape(t, sizes), dtype=getattr(torch, t.dtype))
+            if example is None else
+            torch.tensor(example[t.name].astype(_plain(t.dtype))).to(getattr(torch, t.dtype))
+            for t in inputs
+        }  # fmt: skip
+        with forgotten(model):
+            return _described(model(**feeds, **constants))
+
     try:
-        return first(model, inputs, sizes, constants)
-    except Exception:  # noqa: BLE001 - a branch on data, or data that it can't take
-        pass
-    try:
-        return second(model, inputs, sizes, constants)
+        return whichever(model, run)
     except Exception as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ForwardFailed(line) from error
-
-
-def _without_data(
-    model: torch.nn.Module,
-    inputs: tuple[TensorSpec, ...],
-    sizes: Mapping[str, int],
-    constants: Mapping[str, Any],
-) -> dict[str, tuple[tuple[int, ...], str]]:
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-    spec = ModelSpec(inputs, ())
-    with forgotten(model), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        feeds = {t.name: torch.ones(spec.shape(t, sizes), dtype=getattr(torch, t.dtype))
-                 for t in inputs}
-        return _described(model(**feeds, **constants))
-
-
-def _with_data(
-    model: torch.nn.Module,
-    inputs: tuple[TensorSpec, ...],
-    sizes: Mapping[str, int],
-    constants: Mapping[str, Any],
-) -> dict[str, tuple[tuple[int, ...], str]]:
-    import torch
-
-    dims = {name: Dim(size, size, size) for name, size in sizes.items()}
-    example = samples.example(ModelSpec(inputs, (), dims))
-    with forgotten(model), torch.no_grad():
-        feeds = {t.name: torch.tensor(example[t.name].astype(_plain(t.dtype)))
-                 .to(getattr(torch, t.dtype)) for t in inputs}
-        return _described(model(**feeds, **constants))
 
 
 def _plain(dtype: str) -> str:

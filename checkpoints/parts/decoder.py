@@ -7,7 +7,6 @@ forward is called with its own cache class, filled with the graph's inputs.
 from __future__ import annotations
 
 import inspect
-import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,7 @@ from transformers.cache_utils import (
 
 from ...errors import UsageError
 from ...spec import Dim, ModelSpec, TensorSpec
-from .. import samples
+from .. import probe, samples
 from ..facts import Facts
 from . import DECODER, KEEP, PAST, TOTAL, Part, remembering, rereading
 from .cache import filled, flat, past_and_present
@@ -96,17 +95,8 @@ class Decoder(torch.nn.Module):
 
 
 def _one_step(model: Any) -> tuple[Cache, int]:
-    """The cache after one token, and the number of logits; without data where the module can."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            return _run(model)
-    except UsageError:
-        raise
-    except Exception:  # noqa: BLE001 - a branch on data; with data it may well run
-        return _run(model)
+    """The cache after one token, and the number of logits."""
+    return probe.whichever(model, lambda with_data: _run(model))
 
 
 def _run(model: Any) -> tuple[Cache, int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ...errors import UsageError
 from ...spec import Dim, ModelSpec, TensorSpec
-from .. import inputs, samples
+from .. import inputs, probe, samples
 from ..facts import Facts
 from . import Part
 from .cache import PAST, TOTAL, filled, flat, past_and_present
@@ -74,17 +73,8 @@ class Layout:
 
     @classmethod
     def of(cls, model: Any) -> Layout:
-        """Run the decoder on one token without data, where the module allows it."""
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
-        logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-        try:
-            with FakeTensorMode(allow_non_fake_inputs=True):
-                return cls._of(model)
-        except UsageError:
-            raise
-        except Exception:  # noqa: BLE001 - a branch on data; with data it may well run
-            return cls._of(model)
+        """Run the decoder on one token."""
+        return probe.whichever(model, lambda with_data: cls._of(model))
 
     @classmethod
     def _of(cls, model: Any) -> Layout:

@@ -302,3 +302,31 @@ def test_frames_are_as_wide_as_the_projection_that_reads_them(tmp_path):
         feature_projection_input_dim=24)
     facts = Facts.of(transformers.Wav2Vec2BertModel(config), tmp_path, "float32")
     assert facts.feature_size == 24
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_run_goes_the_other_way_where_one_fails(
+    small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "SMALL", 64 if small else 0)
+    module, tried = torch.nn.Linear(2, 2), []
+
+    def run(with_data: bool) -> bool:
+        tried.append(with_data)
+        value = module(torch.ones(1, 2))
+        assert (type(value) is torch.Tensor) is with_data
+        if len(tried) == 1:
+            raise RuntimeError("not this way")
+        return with_data
+
+    assert probe.whichever(module, run) is not small
+    assert tried == [small, not small]
+
+    def refused(with_data: bool) -> None:
+        tried.append(with_data)
+        raise UsageError("never mind")
+
+    tried.clear()
+    with pytest.raises(UsageError):
+        probe.whichever(module, refused)
+    assert tried == [small]
