@@ -39,7 +39,8 @@ LEVELS = {
 }
 SOURCES = sorted(
     p for p in ROOT.rglob("*.py")
-    if p.relative_to(ROOT).parts[0] not in {"tests", "benchmarks", "build", ".venv", "examples"}
+    if (first := p.relative_to(ROOT).parts[0]) not in {"tests", "benchmarks", "build", "examples"}
+    and not first.startswith(".")  # environments, and what benchmarks leave
 )
 
 
