@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modelport import pipeline, runtimes
+from modelport import gpu, pipeline, runtimes
 from modelport.artifacts import Artifact
 from modelport.errors import BackendUnavailable, UsageError
 from modelport.runtimes.onnxruntime import OnnxSession
@@ -63,12 +63,32 @@ def test_cuda_without_a_provider_is_exit_6_and_names_the_remedy(artifact: Artifa
     assert caught.value.exit_code == 6
 
 
+def test_the_driver_is_asked_for_a_gpu() -> None:
+    import torch
+
+    if torch.version.cuda is None:
+        pytest.skip("this torch sees no GPU, whether there is one or not")
+    assert gpu.present() is torch.cuda.is_available()
+
+
+def test_a_provider_without_a_gpu_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(gpu, "present", lambda: False)
+    assert RUNTIME.unavailable("cuda") == "there is no NVIDIA GPU here, or no driver for it"
+    monkeypatch.setattr(gpu, "present", lambda: True)
+    assert RUNTIME.unavailable("cuda") is None
+
+
 def test_a_silent_fallback_is_an_error(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The GPU wheel without a GPU: the provider is listed, and the session ends up on the CPU."""
+    """The GPU wheel without all that it needs: the provider is listed, and the session ends up on
+    the CPU."""
     import onnxruntime
 
+    monkeypatch.setattr(gpu, "present", lambda: True)
     real = onnxruntime.InferenceSession
 
     def on_cpu(path: str, settings: Any, providers: Any) -> Any:
