@@ -143,27 +143,8 @@ class OnnxSession(Session):
             if device == "cuda"
             else {}
         )
-        from onnxruntime.capi.onnxruntime_pybind11_state import Fail
-        from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
-
-        try:
-            self._session = ort.InferenceSession(
-                str(path), settings, providers=[*preferred, (provider, provider_options)]
-            )
-        except NoKernel as error:
-            problem = str(error).rpartition("NOT_IMPLEMENTED : ")[2]
-            raise BackendUnavailable(
-                f"{provider} lacks an operator of this artifact: {problem}",
-                hint="--runtime openvino, which computes in bfloat16 on CPUs that have it",
-            ) from error
-        except Fail as error:
-            if not self._graphs:
-                raise
-            raise BackendUnavailable(
-                "this graph can't be recorded as a CUDA graph, since some of its operators run on "
-                "the CPU and are copied from there",
-                hint="export it with --optimize fuse, or leave out cuda_graph",
-            ) from error
+        self._session = _session(
+            path, settings, [*preferred, (provider, provider_options)], recorded=self._graphs)
         self._device = device
         found = self._session.get_providers()
         first = preferred[0][0] if preferred else provider
@@ -244,6 +225,39 @@ class OnnxSession(Session):
         for output in self._session.get_outputs():
             binding.bind_output(output.name, self._device)
         return binding
+
+
+def _session(
+    path: Path, settings: Any, providers: Sequence[tuple[str, dict[str, str]]], *, recorded: bool
+) -> Any:
+    """ONNX Runtime's session.
+
+    Args:
+        recorded: as a CUDA graph.
+
+    Raises:
+        BackendUnavailable: a provider lacks an operator, or can't record the graph.
+    """
+    import onnxruntime as ort
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
+
+    try:
+        return ort.InferenceSession(str(path), settings, providers=providers)
+    except NoKernel as error:
+        problem = str(error).rpartition("NOT_IMPLEMENTED : ")[2]
+        raise BackendUnavailable(
+            f"{providers[-1][0]} lacks an operator of this artifact: {problem}",
+            hint="--runtime openvino, which computes in bfloat16 on CPUs that have it",
+        ) from error
+    except Fail as error:
+        if not recorded:
+            raise
+        raise BackendUnavailable(
+            "this graph can't be recorded as a CUDA graph, since some of its operators run on "
+            "the CPU and are copied from there",
+            hint="export it with --optimize fuse, or leave out cuda_graph",
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,8 @@ def _processes(rows: Sequence[Mapping[str, Any]], several: str) -> str:
         return ""
     if counts == [1]:
         return "One process each, so that no interval can be given."
-    return f"{counts[0]} to {counts[-1]} processes each; {several}."
+    number = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    return f"{number} processes each; {several}."
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:

@@ -26,8 +26,6 @@ LONG = 2e-3
 def main(job_path: Path, result_path: Path) -> None:
     import torch
     from modelport import checkpoints, pipeline, runtimes
-    from modelport.runtimes.benchmark import feeds
-    from modelport.runtimes.benchmark.cell import inner_loop, sample
     from modelport.runtimes.benchmark.environment import gpu_readings
     from modelport.runtimes.benchmark.records import Sampling, write_json
 
@@ -51,47 +49,10 @@ def main(job_path: Path, result_path: Path) -> None:
         )
     torch.backends.cuda.matmul.allow_tf32 = job["tf32"]
     opened = time.perf_counter() - start
-    cells: list[dict[str, Any]] = []
-    references = Path(job["references"])
     plan = Sampling(warmup=3, samples=30, min_samples=11, seconds=job["seconds"])
     with session:
         placement = session.placement()
-        for batch, sequence in job["shapes"]:
-            data = feeds.draw(session.spec, batch, sequence, seed=0)
-            start = time.perf_counter()
-            launch = session.bind(data)
-            launch()
-            session.synchronize()
-            first = time.perf_counter() - start
-
-            def call(launch: Any = launch) -> None:
-                launch()
-                session.synchronize()
-
-            start = time.perf_counter()
-            call()
-            once = time.perf_counter() - start
-            inner = inner_loop(once, 1e-7)
-            taken, _ = sample(call, plan, inner)
-            calls = CALLS if device == "cuda" and once < LONG else 1
-            start = time.perf_counter()
-            for _ in range(calls):
-                launch()
-            host = (time.perf_counter() - start) / calls
-            session.synchronize()
-            copied, _ = sample(lambda d=data: session.run(d), Sampling(1, 5, 3, 0.05))
-            noise = None
-            if job["checked"]:
-                # What was timed is what is checked, where a launch lets its outputs be seen.
-                outputs = launch.download() if hasattr(launch, "download") else session.run(data)
-                stored = references / f"{batch}x{sequence}.npz"
-                if job["is_reference"]:
-                    np.savez(stored, **outputs)
-                noise = sqnr(outputs, stored)
-            cells.append({
-                "batch": batch, "sequence": sequence, "first": first, "samples": _short(taken),
-                "host": host, "with_copies": _short(copied), "sqnr_db": noise,
-            })
+        cells = [_cell(session, batch, sequence, plan, job) for batch, sequence in job["shapes"]]
         passes = [_pass(session, **p) for p in job["passes"]]
         readings = gpu_readings(os.getpid()) if device == "cuda" else []
         memory = {
@@ -125,6 +86,51 @@ def _pass(session: Any, sentences: int, order: str, batch: int) -> dict[str, Any
     seconds = time.perf_counter() - start
     return {"order": order, "batch": batch, "sentences": sentences, "seconds": seconds,
             "padding": 1 - sum(source.lengths) / sum(b.padded for b in plan)}  # fmt: skip
+
+
+def _cell(
+    session: Any, batch: int, sequence: int, plan: Any, job: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything that is measured at one shape."""
+    from modelport.runtimes.benchmark import feeds
+    from modelport.runtimes.benchmark.cell import inner_loop, sample
+    from modelport.runtimes.benchmark.records import Sampling
+
+    data = feeds.draw(session.spec, batch, sequence, seed=0)
+    start = time.perf_counter()
+    launch = session.bind(data)
+    launch()
+    session.synchronize()
+    first = time.perf_counter() - start
+
+    def call() -> None:
+        launch()
+        session.synchronize()
+
+    start = time.perf_counter()
+    call()
+    once = time.perf_counter() - start
+    inner = inner_loop(once, 1e-7)
+    taken, _ = sample(call, plan, inner)
+    calls = CALLS if job["device"] == "cuda" and once < LONG else 1
+    start = time.perf_counter()
+    for _ in range(calls):
+        launch()
+    host = (time.perf_counter() - start) / calls
+    session.synchronize()
+    copied, _ = sample(lambda: session.run(data), Sampling(1, 5, 3, 0.05))
+    noise = None
+    if job["checked"]:
+        # What was timed is what is checked, where a launch lets its outputs be seen.
+        outputs = launch.download() if hasattr(launch, "download") else session.run(data)
+        stored = Path(job["references"]) / f"{batch}x{sequence}.npz"
+        if job["is_reference"]:
+            np.savez(stored, **outputs)
+        noise = sqnr(outputs, stored)
+    return {
+        "batch": batch, "sequence": sequence, "first": first, "samples": _short(taken),
+        "host": host, "with_copies": _short(copied), "sqnr_db": noise,
+    }
 
 
 def _short(seconds: Any) -> list[float]:
