@@ -193,9 +193,6 @@ def _put_off_compiler() -> None:
     importlib.import_module("torch")
     if _DYNAMO in sys.modules:
         return
-    real = importlib.util.find_spec(_DYNAMO)
-    assert real is not None
-    assert real.submodule_search_locations
     lazy, indexes = _LazyCompiler(), types.ModuleType(_INDEXING)
 
     def indexing() -> Any:
@@ -206,12 +203,11 @@ def _put_off_compiler() -> None:
     sys.modules.update({_DYNAMO: lazy, _INDEXING: indexes})
     sys.meta_path.insert(0, _AlreadyThere())
     # Its settings stand alone, and fake tensors read them.
-    place = Path(real.submodule_search_locations[0], "config.py")
+    place = Path(*sys.modules["torch"].__path__, "_dynamo", "config.py")
     spec = importlib.util.spec_from_file_location(_SETTINGS, place)
-    assert spec is not None
-    assert spec.loader is not None
-    lazy.config = sys.modules[_SETTINGS] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(lazy.config)
+    if place.exists() and spec is not None and spec.loader is not None:
+        lazy.config = sys.modules[_SETTINGS] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(lazy.config)
 
 
 def _rule_out_distribution() -> None:

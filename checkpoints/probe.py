@@ -41,9 +41,9 @@ def outputs(
 ) -> tuple[tuple[TensorSpec, ...], dict[str, Dim]]:
     """The outputs, and the ranges of dimensions that only they have or that turn out narrower.
 
-    The module runs at sizes that differ in every dimension, and again at
-    others where one run leaves a doubt: an output's dimension that stays is a constant, one that
-    moves as an input's does is that one.
+    The module runs at sizes that differ in every dimension, and again at others where one run
+    leaves a doubt: an output's dimension that stays is a constant, one that moves as an input's
+    does is that one.
 
     Raises:
         ForwardFailed: with the module's own message.

@@ -25,8 +25,9 @@ def main(device: str, result: Path, small: bool) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         junit = Path(scratch) / "junit.xml"
         workers = ["-n", str(min(10, os.cpu_count() or 1))] if not small else []
-        # Plugins that happen to be installed beside ours may turn a warning into an error.
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p",
+        # Names as they come: a run that is killed for its time leaves nothing else. Plugins that
+        # happen to be installed beside ours may turn a warning into an error.
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p",
                    "no:benchmark"]  # fmt: skip
         runs = [[*command, *what, "--device", device, *workers, f"--junit-xml={junit}"]]
         if not small:
