@@ -5,8 +5,9 @@
 
 Pairs of model type and task are drawn at random from those that `make coverage` found right, and
 built as it builds them. Each export is a process of its own with an empty cache of references, so
-that nothing is known of the model; beside it optimum-onnx exports the same directory and validates
-at the one shape it traced. Results go to ``benchmarks/results/tiny_exports.json`` and ``.md``.
+that nothing is known of the model, while the names in the installed transformers, kept since its
+first import, are; beside it optimum-onnx exports the same directory and validates at the one shape
+it traced. Results go to ``benchmarks/results/tiny_exports.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def compare(python: Path, model_type: str, task: str, rounds: int) -> dict[str, 
     for number in range(rounds + 1):
         for name, made in runs.items():
             out, cache = WORK / "out" / name, WORK / "out" / "cache"
-            for place in (out, out.with_name(f"{name}.rejected"), cache):
+            for place in (out, out.with_name(f"{name}.rejected"), cache / "reference"):
                 shutil.rmtree(place, ignore_errors=True)
             out.parent.mkdir(parents=True, exist_ok=True)
             command = (

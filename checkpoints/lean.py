@@ -2,8 +2,8 @@
 
 ``transformers.modeling_utils`` imports every loss, and the losses of detection models import
 ``scipy.optimize`` for one function: 0.35 s and 25 MB that no export uses. transformers reads the
-sources of all its models for their names, twice, 0.2 s each time. And a million objects come into
-being that all live on: looking through them for garbage takes 0.8 s.
+sources of all its models for their names: see :mod:`.names`. And a million objects come into being
+that all live on: looking through them for garbage takes 0.8 s.
 
 In a program of our own two things more are left out that no export by trace uses, 1 s in each of
 its processes: torch's compiler, which a decorator suffices to import, and what distributes a model
@@ -22,6 +22,8 @@ import sys
 import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from . import names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +57,7 @@ def preload() -> None:
         if _own and "transformers" not in sys.modules:
             try:
                 _put_off_compiler()
-                with _scanned_once():
+                with names.remembered():
                     _rule_out_distribution()
                     for name in _WANTED:
                         importlib.import_module(name)
@@ -63,7 +65,7 @@ def preload() -> None:
             except (ImportError, AttributeError):  # another version, that wants more of them
                 for name in [n for n in sys.modules if n.partition(".")[0] == "transformers"]:
                     del sys.modules[name]
-        with _scanned_once():
+        with names.remembered():
             importlib.import_module("transformers.modeling_utils")
 
 
@@ -99,25 +101,6 @@ def _deferred() -> Iterator[None]:
     finally:
         if sys.modules.get(_HEAVY) is stand_in:
             del sys.modules[_HEAVY]
-
-
-@contextlib.contextmanager
-def _scanned_once() -> Iterator[None]:
-    """Let ``transformers.models`` have the names that ``transformers`` has just read and kept."""
-    import transformers
-    from transformers.utils import import_utils
-
-    home = Path(transformers.__file__).parent / "models"
-    scan = getattr(import_utils, "create_import_structure_from_path", None)
-    if scan is None:  # another version, that has other ways
-        yield
-        return
-    import_utils.create_import_structure_from_path = lambda path: scan(
-        home if Path(path) == home / "__init__.py" else path)
-    try:
-        yield
-    finally:
-        import_utils.create_import_structure_from_path = scan
 
 
 class _LazyCompiler(types.ModuleType):

@@ -7,6 +7,7 @@ torch and transformers takes longer there than a small model's whole export: it 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -99,6 +100,7 @@ class Validator:
             return artifacts.read(root).manifest
         self._send({"validate": str(root), "max_seconds": max_seconds,
                     "device": manifest.target.get("device", "cpu")})
+        importlib.import_module(f"{__package__}.validating")  # the caller's next, while it waits
         while "notify" in (answer := self._answer()):
             self._notify(answer["notify"])
         if "error" in answer:

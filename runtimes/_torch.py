@@ -47,6 +47,27 @@ def compiled(module: torch.nn.Module, **options: Any) -> Any:
         return torch.compile(module, **options)
 
 
+def keep_memory() -> None:
+    """Let the C library keep what one call frees for the next, in this whole process.
+
+    glibc gives large blocks back to the system, which clears their pages again for the next call:
+    290,000 pages in each call of CamemBERT-base in float32 at 32 × 128, which takes 9 % less time
+    without (Intel Xeon, 2 cores; at 8 × 128 and below there is no difference). Another C library
+    is left alone.
+    """
+    import ctypes
+    import sys
+
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            mallopt(parameter, 2**31 - 1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""As ``malloc.h`` has them: bytes at the end of the heap, or in a block of its own, that are given
+back."""
+
+
 class TensorSession(Session):
     """Runs under ``torch.inference_mode`` with TF32 off; a subclass says what is called.
 
@@ -113,6 +134,8 @@ class TensorSession(Session):
         import torch
 
         tensors = self._tensors(feeds)
+        if self._device == "cpu":
+            keep_memory()
 
         def launch() -> None:
             with torch.inference_mode():

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
 
 from .records import write_json
@@ -24,8 +25,9 @@ SIZES: Mapping[str, tuple[int, ...]] = {"cpu": (1024, 2048), "cuda": (2048, 4096
 """Of square matrices: a GPU's rate still rises where a CPU's has settled."""
 
 REPEATS = 5
-SECONDS = 1.0
-"""Time for each size of a product, at least: on a shared machine the best shows up seldom."""
+SECONDS = 0.4
+"""Time for each size of a product, at least: on a shared machine the best shows up seldom. A sweep
+measures anew in each of its rounds."""
 
 STREAM_BYTES = 256 << 20
 
@@ -39,6 +41,7 @@ class Ceilings:
             write-allocate traffic (STREAM's convention; McCalpin, 1995).
         absent: why a dtype has no figure.
         libraries: whose product was the best, by dtype.
+        ranges: of ``gemm`` over the rounds of a sweep, of which it then is the geometric mean.
     """
 
     device: str
@@ -47,6 +50,7 @@ class Ceilings:
     bandwidth: float
     absent: Mapping[str, str] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,29 @@ class Share:
     bytes_per_second: float
     of_gemm: float | None
     of_bandwidth: float | None
+
+
+def over_rounds(found: Sequence[Ceilings]) -> Ceilings:
+    """Ceilings of a sweep from those of its rounds, on one device with one number of threads.
+
+    A cell's pace is a geometric mean over rounds, too. Measured once, a ceiling is that of one
+    moment: on a shared machine it came out 1.7 times as high in one sweep as in the next.
+    """
+    if len(found) == 1:
+        return found[0]
+    rates = {dtype: [c.gemm[dtype] for c in found if dtype in c.gemm]
+             for c in found for dtype in c.gemm}
+    best = {dtype: max((c for c in found if dtype in c.gemm), key=lambda c: c.gemm[dtype])
+            for dtype in rates}
+    return replace(
+        found[0],
+        gemm={dtype: geometric_mean(values) for dtype, values in rates.items()},
+        bandwidth=geometric_mean([c.bandwidth for c in found]),
+        absent={dtype: why for c in found for dtype, why in c.absent.items()
+                if dtype not in rates},
+        libraries={dtype: c.libraries[dtype] for dtype, c in best.items() if dtype in c.libraries},
+        ranges={dtype: (min(values), max(values)) for dtype, values in rates.items()},
+    )
 
 
 def share(work: Work, seconds: float, dtype: str, ceilings: Ceilings | None) -> Share:

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ...errors import UsageError
 from . import corpus as _corpus
-from .ceilings import Ceilings, Work
+from .ceilings import Ceilings, Work, over_rounds
 from .cell import Job, says_memory, thread_environment
 from .environment import Environment
 from .environment import read as read_environment
@@ -220,16 +221,19 @@ def _sweep(request: SweepRequest, progress: Progress | None) -> SweepOutcome:
     environment = read_environment()
     corpus = _store_corpus(request)
     cells = plan(request)
-    ceilings = tuple(_measured_ceilings(request, environment))
     runner = _Runner(request, environment.digest, corpus)
-    results = []
-    for done, cell in enumerate(cells, 1):
-        result = runner.result(cell)
-        results.append(result)
-        if progress:
-            progress(result, done, len(cells))
-    return SweepOutcome(environment, tuple(results), ceilings, runner.measured, runner.reused,
-                        corpus.name if corpus else "")
+    ceilings: dict[tuple[str, int], list[Ceilings]] = {}
+    results: list[CellResult] = []
+    for number, started in groupby(cells, key=lambda cell: cell.round):
+        for found in _measured_ceilings(request, environment, number):
+            ceilings.setdefault((found.device, found.threads), []).append(found)
+        for cell in started:
+            result = runner.result(cell)
+            results.append(result)
+            if progress:
+                progress(result, len(results), len(cells))
+    return SweepOutcome(environment, tuple(results), tuple(map(over_rounds, ceilings.values())),
+                        runner.measured, runner.reused, corpus.name if corpus else "")
 
 
 def _store_corpus(request: SweepRequest) -> CorpusSource | None:
@@ -392,13 +396,16 @@ def _cause(ended: _Ended, timeout: float, tail: str) -> tuple[Cause, str]:
     return "out of memory" if says_memory(tail) else "crash", f"ended by {name}"
 
 
-def _measured_ceilings(request: SweepRequest, environment: Environment) -> Iterator[Ceilings]:
-    """Ceilings by device and threads, each in a process of its own, kept for reruns."""
+def _measured_ceilings(
+    request: SweepRequest, environment: Environment, number: int
+) -> Iterator[Ceilings]:
+    """A round's ceilings by device and threads, each of a process of its own, kept for reruns."""
     if not request.measure_ceilings:
         return
     for device in request.devices:
         for threads in request.threads:
-            path = request.output / f"ceilings-{device}-{threads}-{environment.digest[:12]}.json"
+            name = f"ceilings-{device}-{threads}-{environment.digest[:12]}-{number}.json"
+            path = request.output / name
             found = _read_ceilings(path)
             if found is None:
                 log = path.with_suffix(".log")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from . import statistics as st
     from .against import RunComparison
+    from .ceilings import Ceilings
     from .records import Load
     from .report import Loaded, Recommendation, Row, RunReport
 
@@ -83,9 +84,9 @@ def footnotes(report: RunReport) -> tuple[str, ...]:
     """What a reader must know to trust the figures."""
     lines = [*report.environment.lines()]
     for top in report.ceilings:
-        rates = ", ".join(f"{dtype} {rate / 1e9:.0f} G/s ({top.libraries.get(dtype, 'torch')})"
-                          for dtype, rate in top.gemm.items())
-        lines.append(f"ceiling on {top.device}, {top.threads} threads: GEMM {rates}; "
+        rates = ", ".join(_rate(top, dtype) for dtype in top.gemm)
+        often = ", anew in each round (geometric mean, least to most)" if top.ranges else ""
+        lines.append(f"ceiling on {top.device}, {top.threads} threads{often}: GEMM {rates}; "
                      f"memory {top.bandwidth / 1e9:.1f} GB/s")
     for place, floor in report.floors.items():
         lines.append(f"noise floor on {place.replace('/', ', ')} threads: {floor:.1%} "
@@ -105,6 +106,13 @@ def footnotes(report: RunReport) -> tuple[str, ...]:
     if report.failed:
         lines.append(f"{len(report.failed)} of {len(report.results)} measurements failed")
     return tuple(lines)
+
+
+def _rate(top: Ceilings, dtype: str) -> str:
+    least, most = top.ranges.get(dtype, (0.0, 0.0))
+    spread = f", {least / 1e9:.0f} to {most / 1e9:.0f}" if most else ""
+    library = top.libraries.get(dtype, "torch")
+    return f"{dtype} {top.gemm[dtype] / 1e9:.0f} G/s ({library}{spread})"
 
 
 def renderable(report: RunReport) -> RenderableType:

@@ -14,7 +14,7 @@ lean.preload()
 from transformers.utils import import_utils
 assert "torch" in sys.modules and "scipy.optimize" not in sys.modules
 assert gc.isenabled() and gc.get_freeze_count() > 500_000
-assert import_utils.create_import_structure_from_path.__name__ != "<lambda>"
+assert import_utils.create_import_structure_from_path.__name__ != "answer"
 """
 
 NAMES = """

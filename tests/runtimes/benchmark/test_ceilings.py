@@ -84,3 +84,18 @@ def test_a_library_that_is_missing_leaves_the_other(monkeypatch):
         torch.set_num_threads(threads)
     assert set(found.libraries.values()) == {"torch"}
     assert not found.absent
+
+
+def test_rounds_are_averaged_and_their_spread_is_kept():
+    rounds = [
+        Ceilings("cpu", 2, {"float32": 1e11, "int8": 3e11}, 1e10, {}, {"float32": "torch"}),
+        Ceilings("cpu", 2, {"float32": 4e11}, 4e10, {"int8": "no memory"},
+                 {"float32": "onnxruntime"}),
+    ]
+    found = ceilings.over_rounds(rounds)
+    assert found.gemm == pytest.approx({"float32": 2e11, "int8": 3e11})
+    assert found.bandwidth == pytest.approx(2e10)
+    assert found.ranges == {"float32": (1e11, 4e11), "int8": (3e11, 3e11)}
+    assert found.libraries == {"float32": "onnxruntime"}
+    assert found.absent == {}
+    assert ceilings.over_rounds(rounds[:1]) is rounds[0]

@@ -225,21 +225,23 @@ def test_a_child_does_not_import_from_the_working_directory(tmp_path, monkeypatc
     assert run_job(job(), tmp_path, 60.0).status == "ok"
 
 
-def test_ceilings_are_measured_once_and_kept(tmp_path, monkeypatch):
-    ran = []
+def test_ceilings_are_measured_in_each_round_and_kept(tmp_path, monkeypatch):
+    ran, rates = [], iter([1e11, 2e11, 4e11])
 
     def fake_run(arguments, *_):
-        ran.append(arguments)
+        ran.append(Path(arguments[-1]).name)
         Path(arguments[-1]).write_text(
-            '{"device": "cpu", "threads": 1, "gemm": {"float32": 1e11}, "bandwidth": 1e10,'
-            ' "absent": {}}')
+            f'{{"device": "cpu", "threads": 1, "gemm": {{"float32": {next(rates)}}},'
+            ' "bandwidth": 1e10, "absent": {}}')
         return sweeping._Ended(0, False)
 
-    asked = request(tmp_path, measure_ceilings=True)
+    asked = request(tmp_path, measure_ceilings=True, rounds=3)
     outcome = sweep(replace(asked, measure_ceilings=False))
     monkeypatch.setattr(sweeping, "_run", fake_run)
     for _ in range(2):
         outcome = sweep(asked)
-        assert outcome.ceilings[0].gemm == {"float32": 1e11}
-    assert len(ran) == 1
+        (found,) = outcome.ceilings
+        assert found.gemm["float32"] == pytest.approx(2e11)
+        assert found.ranges == {"float32": (1e11, 4e11)}
+    assert len(set(ran)) == len(ran) == 3
     assert summarise(asked, outcome).ceilings == outcome.ceilings
