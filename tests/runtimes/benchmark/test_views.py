@@ -44,6 +44,17 @@ def test_the_terminal_shows_every_row_its_verdict_and_the_answer_first(report):
         assert expected in text, expected
 
 
+def test_a_ceiling_of_several_rounds_is_shown_with_its_range(report):
+    def line(**changes):
+        found = replace(report, ceilings=(replace(report.ceilings[0], **changes),))
+        return next(line for line in views.footnotes(found) if line.startswith("ceiling"))
+
+    assert line() == ("ceiling on cpu, 1 threads: GEMM float32 10 G/s (torch); memory 10.0 GB/s")
+    assert line(ranges={"float32": (8e9, 2e10)}, libraries={"float32": "onnxruntime"}) == (
+        "ceiling on cpu, 1 threads, anew in each round (geometric mean, least to most): "
+        "GEMM float32 10 G/s (onnxruntime, 8 to 20); memory 10.0 GB/s")
+
+
 def test_markdown_tables_keep_their_columns_whatever_the_names(report):
     text = views.markdown(report)
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
