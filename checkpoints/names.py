@@ -87,13 +87,14 @@ class _Waiting(importlib.abc.MetaPathFinder):
 
 def _of_all(home: Path, scan: Callable[[Any], Any]) -> Any:
     """What the scan says of all models, from the cache where it is there."""
-    from ..artifacts._rename import write_durable
-
     place = _place(home)
     if place is None:
         return scan(home)
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        return _decoded(json.loads(place.read_bytes()))
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # none, or damaged
+        if kept := _decoded(json.loads(place.read_bytes())):
+            return kept
+    from ..artifacts._rename import write_durable
+
     names = scan(home)
     with contextlib.suppress(OSError):  # a cache that can't be written to
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,11 @@ def compiled(module: torch.nn.Module, **options: Any) -> Any:
         return torch.compile(module, **options)
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""As ``malloc.h`` has them: bytes at the end of the heap, or in a block of its own, that are given
+back."""
+
+
 def keep_memory() -> None:
     """Let the C library keep what one call frees for the next, in this whole process.
 
@@ -61,11 +66,6 @@ def keep_memory() -> None:
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             mallopt(parameter, 2**31 - 1)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""As ``malloc.h`` has them: bytes at the end of the heap, or in a block of its own, that are given
-back."""
 
 
 class TensorSession(Session):
