@@ -1,41 +1,49 @@
 """Speed of our artifacts beside eager PyTorch and optimum-onnx's export, CamemBERT-base on a CPU.
 
-    python benchmarks/speed.py batches|shapes|corpus [--rounds N] [--minutes M] [--peer PYTHON]
+    python benchmarks/speed.py shapes|corpus [--rounds N] [--minutes M] [--peer PYTHON]
     python benchmarks/speed.py report
 
-batches: fp32 at batch 1 to 64, sequence 32. shapes: 8×128 and 32×128, reduced precision too.
-corpus: token-budget batching against file order in batches of 32, 1,000 sentences. All by
-`modelport bench`, a process of its own for each figure; a part that was stopped goes on in the next
-call. `report` writes results/speed.json and results/speed.md.
+shapes: batches 1 to 64 of 32 tokens, 8×128 and 32×128; all, and the matrix product that is the
+ceiling, take turns, call by call (see _turns.py), in processes started anew N times. corpus:
+token-budget batching against file order in batches of 32, 1,000 sentences, by `modelport bench`.
+A part that was stopped goes on in the next call. `report` writes results/speed.json and speed.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from _paired import venv
 from _resumable import TimeUp, published, until
-from modelport import pipeline
+from _turns import SIZE, Job, race, records
+from modelport import artifacts, checkpoints, pipeline
 from modelport.runtimes import benchmark
 from modelport.runtimes.benchmark import statistics as st
+from modelport.runtimes.benchmark.environment import Environment
+from modelport.runtimes.benchmark.environment import read as read_environment
 from modelport.runtimes.benchmark.report import Row, RunReport
 from modelport.runtimes.benchmark.summary import paces
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / ".bench" / "speed"
 RESULTS = HERE / "results"
+TAKEN, ENVIRONMENT = WORK / "turns.jsonl", WORK / "environment.json"
 TASK = "text-classification"
 MODEL = pipeline.ModelRequest("camembert-base", task=TASK, weights="random")
 PEER_REQUIREMENTS = ("torch==2.13.0", "optimum-onnx[onnxruntime]==0.1.0")
-PEER = """
+PEER_EXPORT = """
 import sys
 from optimum.exporters.onnx import main_export
 checkpoint, out, task = sys.argv[1:]
@@ -47,13 +55,12 @@ OURS: dict[str, list[str]] = {
     "int8": ["onnx", "--opset", "17", "--quantize", "int8-dynamic"],
 }
 FP32 = ("fp32", "aotinductor")
-PARTS: dict[str, dict[str, Any]] = {
-    "batches": {"batches": (1, 2, 4, 8, 16, 32, 64), "sequences": (32,)},
-    "shapes": {"batches": (8, 32), "sequences": (128,)},
-    "corpus": {"batches": (), "sequences": (), "batchings": ("padded", "token-budget")},
-}
-MEASURED = {"batches": FP32, "shapes": (*FP32, "int8"), "corpus": ("int8",)}
-EAGER, PEERS = "torch_eager", "optimum-onnx/model.onnx"
+SHAPES = (*((batch, 32) for batch in (1, 2, 4, 8, 16, 32, 64)), (8, 128), (32, 128))
+LARGE = ((8, 128), (32, 128))
+TURNS = 6
+"""Of each contender at a shape, in one process."""
+EAGER, PEER = "eager", "optimum-onnx"
+PRODUCTS = ("torch", "onnxruntime")
 FP32_OF_PEERS, OF_GEMM, RECOMMENDED, PADDING, PACKED = 0.97, 0.90, 2.5, 0.03, 1.5
 
 
@@ -66,156 +73,207 @@ def exports(python: Path | None) -> None:
                        MODEL.model, "--weights", MODEL.weights, "--task", TASK, "--output",
                        str(WORK / name)]
             subprocess.run(command, check=True)
-    if not (WORK / PEERS).exists():
+    if not (WORK / PEER / "model.onnx").exists():
         python = python or venv(HERE.parent / ".bench" / "optimum", PEER_REQUIREMENTS)
         root = MODEL.resolve().root
-        subprocess.run([str(python), "-c", PEER, str(root), str((WORK / PEERS).parent), TASK],
+        subprocess.run([str(python), "-c", PEER_EXPORT, str(root), str(WORK / PEER), TASK],
                        check=True)
 
 
-def measure(part: str, rounds: int, minutes: float | None) -> RunReport:
-    names = MEASURED[part]
-    compared = part != "corpus"
-    roots = [WORK / name for name in names] + ([WORK / PEERS] if compared else [])
-    return pipeline.bench(
-        roots, WORK / f"run-{part}",
+def _jobs() -> dict[str, Job]:
+    """The contenders: our artifacts, the peers, and the product of each library."""
+    spec = artifacts.verify(WORK / "fp32").spec
+    source = {"model": str(MODEL.resolve().root), "task": TASK, "dtype": "float32"}
+    file = {"file": str(WORK / PEER / "model.onnx"), "spec": to_jsonable_python(spec)}
+    opened = {
+        **{name: (str(WORK / name), "aotinductor" if name == "aotinductor" else "onnxruntime")
+           for name in OURS},
+        PEER: (json.dumps(file), "onnxruntime"),
+        EAGER: (json.dumps(source), "torch_eager"),
+    }
+    threads = len(os.sched_getaffinity(0))
+    return {
+        **{name: {"path": path, "runtime": runtime, "threads": threads}
+           for name, (path, runtime) in opened.items()},
+        **{library: {"product": library, "threads": threads} for library in PRODUCTS},
+    }
+
+
+def measure_shapes(generations: int, minutes: float | None) -> None:
+    environment = read_environment()
+    if ENVIRONMENT.exists() and _environment().digest != environment.digest:
+        sys.exit(f"{TAKEN} was measured elsewhere: remove it and {ENVIRONMENT}")
+    ENVIRONMENT.write_text(json.dumps(asdict(environment)), encoding="utf-8")
+    race(_jobs(), SHAPES, TAKEN, generations=generations, rounds=TURNS, notify=until(minutes))
+
+
+def measure_corpus(rounds: int, minutes: float | None) -> None:
+    pipeline.bench(
+        [WORK / "int8"], WORK / "run-corpus",
         pipeline.Grid(
-            baseline=MODEL if compared else None, runtimes=("onnxruntime", "aotinductor", EAGER),
+            runtimes=("onnxruntime",),
             sweep={
-                **PARTS[part], "threads": (len(os.sched_getaffinity(0)),), "rounds": rounds,
-                "sampling": benchmark.Sampling(warmup=1, samples=40, min_samples=1, seconds=1.0),
-                "corpus": benchmark.built_in(), "aa": compared, "timeout": 1200.0,
+                "batches": (), "sequences": (), "batchings": ("padded", "token-budget"),
+                "threads": (len(os.sched_getaffinity(0)),), "rounds": rounds,
+                "corpus": benchmark.built_in(), "timeout": 1200.0,
             },
         ),
         notify=until(minutes),
     )
 
 
-def _row(report: RunReport, subject: str, work: str) -> Row:
-    return next(r for r in report.rows
-                if r.cell.subject.endswith(subject) and r.cell.work() == work)
+def _environment() -> Environment:
+    return TypeAdapter(Environment).validate_json(ENVIRONMENT.read_bytes())
+
+
+class Taken:
+    """Turns at one shape: by contender, for each generation of processes, seconds by round."""
+
+    def __init__(self, shape: tuple[int, int], found: Sequence[dict[str, Any]]) -> None:
+        self.shape = shape
+        mine = [r["seconds"] for r in found if tuple(r["shape"]) == shape]
+        self.generations = len(mine)
+        self._seconds = {name: [np.array(one[name]) for one in mine] for name in mine[0]}
+
+    def seconds(self, name: str) -> st.Interval:
+        return st.centre(self._seconds[name])
+
+    def times(self, ours: str, theirs: str) -> st.Interval:
+        """How many times as fast ours is, turn beside turn."""
+        return st.centre([below / above for above, below in
+                          zip(self._seconds[ours], self._seconds[theirs], strict=True)])
+
+    def of_product(self, ours: str, flops: int) -> st.Interval:
+        """Operations a second over those of the faster product beside it."""
+        share = flops / (2 * SIZE**3)
+        found = self.times(ours, min(PRODUCTS, key=lambda name: self.seconds(name).value))
+        return st.Interval(found.low * share, found.value * share, found.high * share)
+
+    def best_peer(self) -> str:
+        return min((PEER, EAGER), key=lambda name: self.seconds(name).value)
+
+
+def _flops(shape: tuple[int, int], loaded: Any) -> int:
+    given = {"input_ids": 5, "attention_mask": 1}
+    return benchmark.count_flops(
+        loaded.module, tuple(torch.full(shape, given[t.name]) for t in loaded.spec.inputs))
+
+
+def _interval(found: st.Interval, digits: int = 2) -> str:
+    if found.basis != "processes":  # of so few processes nothing can be said
+        return f"{found.value:.{digits}f}"
+    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def _table(taken: Sequence[Taken], flops: Mapping[tuple[int, int], int]) -> list[str]:
+    """Milliseconds a call, rates of the products, ratios, shares of the ceiling."""
+    shown = (*OURS, PEER, EAGER)
+    head = ["batch × length", *(f"{name}, ms" for name in shown),
+            *(f"product, {name}, G/s" for name in PRODUCTS), "best peer",
+            *(f"{name} over it" for name in OURS), *(f"{name} of the product" for name in FP32)]
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    for at in taken:
+        lines.append("| " + " | ".join([
+            f"{at.shape[0]} × {at.shape[1]}",
+            *(f"{at.seconds(name).value * 1e3:.1f}" for name in shown),
+            *(f"{2 * SIZE**3 / at.seconds(name).value / 1e9:.0f}" for name in PRODUCTS),
+            at.best_peer(), *(_interval(at.times(name, at.best_peer())) for name in OURS),
+            *(_interval(at.of_product(name, flops[at.shape])) for name in FP32)]) + " |")
+    return lines
+
+
+def _targets(
+    taken: Sequence[Taken], flops: Mapping[tuple[int, int], int], corpus: RunReport | None
+) -> list[str]:
+    """Each target, what was measured, and whether that reaches it."""
+    lines = []
+    for name in FP32:
+        least = min(taken, key=lambda at, name=name: at.times(name, at.best_peer()).value)
+        lines.append(_judged(f"{name} ≥ {FP32_OF_PEERS} × the best peer at every shape",
+                             least.times(name, least.best_peer()), FP32_OF_PEERS,
+                             f"least at {least.shape[0]} × {least.shape[1]}"))
+    for at in taken:
+        if at.shape not in LARGE:
+            continue
+        text = f"{at.shape[0]} × {at.shape[1]}"
+        for name in FP32:
+            lines.append(_judged(f"{name} ≥ {OF_GEMM:.0%} of the product at {text}",
+                                 at.of_product(name, flops[at.shape]), OF_GEMM))
+        lines.append(_judged(f"int8 ≥ {RECOMMENDED} × the best peer's fp32 at {text}",
+                             at.times("int8", at.best_peer()), RECOMMENDED))
+    if corpus:
+        packed, plain = (_row(corpus, work) for work in ("token-budget 4096", "padded 32"))
+        assert packed.padding is not None
+        lines.append(f"- token-budget pads ≤ {PADDING:.0%}: "
+                     f"{'reached' if packed.padding <= PADDING else '**missed**'}, "
+                     f"{packed.padding:.1%}")
+        lines.append(_judged(
+            f"token-budget ≥ {PACKED} × batches of 32 in file order",
+            st.ratio(_rounds(corpus, plain), _rounds(corpus, packed)), PACKED))
+    return lines
+
+
+def _judged(target: str, found: st.Interval, bound: float, note: str = "") -> str:
+    """An interval that holds the bound says neither."""
+    word = "reached" if found.low >= bound else "**missed**" if found.high < bound else \
+        "not decided"
+    return f"- {target}: {word}, {_interval(found)}" + (f" ({note})" if note else "")
+
+
+def _row(report: RunReport, work: str) -> Row:
+    return next(r for r in report.rows if r.cell.work() == work)
 
 
 def _rounds(report: RunReport, row: Row) -> dict[int, Any]:
-    return paces(r for r in report.results
-                 if not r.cell.twin and r.cell.subject == row.cell.subject
-                 and r.cell.shape == row.cell.shape)
-
-
-def _speed(report: RunReport, ours: Row, theirs: Row) -> st.Interval:
-    """Throughput of ours over theirs."""
-    return st.ratio(_rounds(report, theirs), _rounds(report, ours))
-
-
-def _best(report: RunReport, work: str) -> Row:
-    peers = [_row(report, name, work) for name in (EAGER, PEERS)]
-    return min(peers, key=lambda row: row.pace.value if row.pace else float("inf"))
-
-
-def _interval(found: st.Interval) -> str:
-    if not math.isfinite(found.high):  # of one process a side nothing can be said
-        return f"{found.value:.3f}"
-    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
-
-
-def _pace(row: Row) -> str:
-    assert row.p50 is not None
-    margin = f" ± {row.p50.margin:.1%}" if row.p50.basis == "processes" else ""
-    return f"{row.p50.value * 1e3:.1f}{margin}"
-
-
-def _shapes(report: RunReport, names: Sequence[str]) -> list[str]:
-    """A table of one part: milliseconds a call, ratios, share of the ceiling, verdicts."""
-    shown = [*names, PEERS, EAGER]
-    head = ["batch × sequence", *(f"{name}, ms" for name in shown), "best peer",
-            *(f"{name}: throughput over it" for name in names),
-            *(f"{name}: share of GEMM" for name in FP32), "unstable"]
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    for work in dict.fromkeys(r.cell.work() for r in report.rows):
-        rows = {name: _row(report, name, work) for name in shown}
-        best = _best(report, work)
-        unstable = [n for n, r in rows.items() if r.verdict.word != "stable"]
-        lines.append("| " + " | ".join([
-            work, *(_pace(row) for row in rows.values()),
-            "eager" if best.cell.subject.endswith(EAGER) else "optimum-onnx",
-            *(_interval(_speed(report, rows[name], best)) for name in names),
-            *(_share(rows[name]) for name in FP32),
-            ", ".join(unstable) or "none"]) + " |")
-    return lines
-
-
-def _share(row: Row) -> str:
-    return f"{row.share.of_gemm:.0%}" if row.share and row.share.of_gemm else "–"
-
-
-def _targets(reports: dict[str, RunReport]) -> list[str]:
-    """Each target, what was measured, and whether that reaches it."""
-    lines = []
-    if report := reports.get("batches"):
-        for name in FP32:
-            least = min((_speed(report, _row(report, name, work), _best(report, work)).value, work)
-                        for work in dict.fromkeys(r.cell.work() for r in report.rows))
-            lines.append(_judged(f"{name} ≥ {FP32_OF_PEERS} × the best peer at every batch size",
-                                 least[0], FP32_OF_PEERS, f"least at {least[1]}"))
-    if report := reports.get("shapes"):
-        for work in ("8×128", "32×128"):
-            for name in FP32:
-                share = _row(report, name, work).share
-                if share and share.of_gemm:
-                    lines.append(_judged(f"{name} ≥ {OF_GEMM:.0%} of the GEMM ceiling at {work}",
-                                         share.of_gemm, OF_GEMM))
-            speed = _speed(report, _row(report, "int8", work), _best(report, work))
-            lines.append(_judged(f"int8 ≥ {RECOMMENDED} × the best peer's fp32 at {work}",
-                                 speed.value, RECOMMENDED, _interval(speed)))
-    if report := reports.get("corpus"):
-        packed, plain = (_row(report, "int8", work) for work in ("token-budget 4096", "padded 32"))
-        assert packed.padding is not None
-        lines.append(_judged(f"token-budget pads ≤ {PADDING:.0%}", -packed.padding, -PADDING,
-                             f"{packed.padding:.1%}"))
-        speed = _speed(report, packed, plain)
-        lines.append(_judged(f"token-budget ≥ {PACKED} × batches of 32 in file order",
-                             speed.value, PACKED))
-    return lines
-
-
-def _judged(target: str, value: float, bound: float, note: str = "") -> str:
-    word = "reached" if value >= bound else "**missed**"
-    return f"- {target}: {word}, {abs(value):.3g}" + (f" ({note})" if note else "")
+    return paces(r for r in report.results if r.cell.shape == row.cell.shape)
 
 
 def report() -> str:
-    reports = {part: benchmark.load_report(WORK / f"run-{part}") for part in PARTS
-               if (WORK / f"run-{part}" / "benchmark.json").exists()}
-    lines = ["# Speed beside eager PyTorch and optimum-onnx", "",
-             "Written by `python benchmarks/speed.py report`. CamemBERT-base, text classification, "
-             "seeded weights: fp32 and int8 are ONNX artifacts in ONNX Runtime, aotinductor "
-             "is one in float32, too; the other exporter's file in the same sweep. ± and "
-             "brackets: 95 % over processes, where there are enough.", ""]
-    for part, found in reports.items():
-        notes = (f"- {line}" for line in benchmark.footnotes(found))
-        lines += [f"## {part}, rounds: {found.rounds}", "", *notes, ""]
-        if part != "corpus":
-            lines += [*_shapes(found, MEASURED[part]), ""]
-        else:
-            lines += ["| int8 | sentences/s | tokens/s | padding |", "| --- | --- | --- | --- |"]
-            for row in found.rows:
-                assert row.throughput is not None
-                lines.append(f"| {row.cell.work()} | {row.throughput.value:.2f} | "
-                             f"{row.tokens:.0f} | {row.padding:.1%} |")
-            lines.append("")
-    lines += ["## Targets", "", *_targets(reports), ""]
+    found = records(TAKEN)
+    taken = [Taken(shape, found) for shape in SHAPES
+             if any(tuple(r["shape"]) == shape for r in found)]
+    loaded = checkpoints.load(MODEL.resolve(), attention="eager")
+    flops = {at.shape: _flops(at.shape, loaded) for at in taken}
+    environment = _environment()
+    place = WORK / "run-corpus"
+    corpus = benchmark.load_report(place) if (place / "benchmark.json").exists() else None
+    lines = [
+        "# Speed beside eager PyTorch and optimum-onnx", "",
+        "Written by `python benchmarks/speed.py report`. CamemBERT-base, text classification, "
+        "seeded weights: fp32 and int8 are ONNX artifacts in ONNX Runtime, aotinductor is one in "
+        "float32, too.", "",
+        *(f"- {line}" for line in environment.lines()), "",
+        "## Shapes", "",
+        f"All take turns, call by call, {TURNS} times in each of "
+        f"{min(at.generations for at in taken)} generations of processes; ratios are of turns "
+        "beside each other, with their 95 % interval over generations. The product is that of two "
+        f"float32 matrices of {SIZE} × {SIZE}, taking its turns as well: shares are of the faster "
+        "library's.", "",
+        *_table(taken, flops), "",
+    ]
+    if corpus:
+        lines += ["## Corpus", "", *(f"- {line}" for line in benchmark.footnotes(corpus)), "",
+                  "| int8 | sentences/s | tokens/s | padding |", "| --- | --- | --- | --- |"]
+        for row in corpus.rows:
+            assert row.throughput is not None
+            lines.append(f"| {row.cell.work()} | {row.throughput.value:.2f} | "
+                         f"{row.tokens:.0f} | {row.padding:.1%} |")
+        lines.append("")
+    lines += ["## Targets", "", *_targets(taken, flops, corpus), ""]
     text = "\n".join(lines)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "speed.md").write_text(text, encoding="utf-8")
-    raw = {part: published(json.loads((WORK / f"run-{part}" / "benchmark.json").read_text()))
-           for part in reports}
+    raw = {"environment": asdict(environment), "shapes": found, "flops": {
+        f"{b}×{s}": count for (b, s), count in flops.items()}}
+    if corpus:
+        raw["corpus"] = published(json.loads((place / "benchmark.json").read_text()))
     (RESULTS / "speed.json").write_text(json.dumps(raw) + "\n", encoding="utf-8")
     return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=[*PARTS, "report"])
+    parser.add_argument("part", choices=["shapes", "corpus", "report"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--minutes", type=float, help="stop after so long, to go on another time")
     parser.add_argument("--peer", type=Path, help="interpreter that has optimum-onnx already")
@@ -224,8 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(report())
         return 0
     exports(chosen.peer)
+    measure = measure_shapes if chosen.part == "shapes" else measure_corpus
     try:
-        measure(chosen.part, chosen.rounds, chosen.minutes)
+        measure(chosen.rounds, chosen.minutes)
     except TimeUp as pause:
         print(f"stopped at {pause}; the same command goes on from there", file=sys.stderr)
         return 75

@@ -148,28 +148,11 @@ def _undecided() -> TorchDispatchMode:
 
 
 def measure(threads: int, device: str = "cpu") -> Ceilings:
-    """Measure; the best of several libraries, sizes and repetitions, a ceiling being a best.
-
-    On a CPU ONNX Runtime's product counts beside torch's in float32: which kernels a library picks
-    depends on who made the processor, and some reach half of what others do.
-    """
-    import torch
-
-    torch.set_num_threads(threads)
+    """Measure; the best of several libraries, sizes and repetitions, a ceiling being a best."""
     gemm: dict[str, float] = {}
     absent: dict[str, str] = {}
     libraries: dict[str, str] = {}
-    products = [
-        ("float32", "torch", _float_product(torch.float32, device)),
-        ("bfloat16", "torch", _float_product(torch.bfloat16, device)),
-        ("int8", "torch", _int_product(device)),
-    ]
-    if device == "cuda":
-        products.append(("float16", "torch", _float_product(torch.float16, device)))
-        products.append(("tf32", "torch", _tf32_product(device)))
-    else:
-        products.append(("float32", "onnxruntime", _session_product(threads)))
-    for dtype, library, product in products:
+    for (dtype, library), product in products(threads, device).items():
         try:
             rate = max(2 * n**3 / _best(product(n), device) for n in SIZES[device])
         except (ImportError, RuntimeError, NotImplementedError, AttributeError) as e:
@@ -179,6 +162,30 @@ def measure(threads: int, device: str = "cpu") -> Ceilings:
             gemm[dtype], libraries[dtype] = rate, library
     missing = {dtype: why for dtype, why in absent.items() if dtype not in gemm}
     return Ceilings(device, threads, gemm, _bandwidth(device), missing, libraries)
+
+
+def products(
+    threads: int, device: str = "cpu"
+) -> dict[tuple[str, str], Callable[[int], Callable[[], Any]]]:
+    """By dtype and library, what makes the product of two matrices of a size, ready to call.
+
+    On a CPU ONNX Runtime's product counts beside torch's in float32: which kernels a library picks
+    depends on who made the processor, and some reach half of what others do.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    found = {
+        ("float32", "torch"): _float_product(torch.float32, device),
+        ("bfloat16", "torch"): _float_product(torch.bfloat16, device),
+        ("int8", "torch"): _int_product(device),
+    }
+    if device == "cuda":
+        found["float16", "torch"] = _float_product(torch.float16, device)
+        found["tf32", "torch"] = _tf32_product(device)
+    else:
+        found["float32", "onnxruntime"] = _session_product(threads)
+    return found
 
 
 def _float_product(dtype: torch.dtype, device: str) -> Callable[[int], Callable[[], Any]]:

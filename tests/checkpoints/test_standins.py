@@ -1,0 +1,185 @@
+"""What stands in for torch's compiler, symbolic shapes and sympy, until they are needed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from modelport.checkpoints import standins
+from torch.fx.experimental import symbolic_shapes
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from transformers import BertConfig, BertModel
+
+ALONE = """
+import sys
+from modelport.checkpoints import standins
+standins.put()
+import torch
+torch.empty(2, device="meta").normal_()
+HEAVY = ("sympy.core", "torch.utils._sympy", "torch._inductor", "torch._dynamo.eval_frame")
+assert not set(HEAVY) & set(sys.modules)
+"""
+
+OWN = f"""
+from modelport.checkpoints import lean
+lean.own_process()
+lean.preload()
+{ALONE}"""
+
+ASKS = {
+    "compile": "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2)).sum() == 4",
+    "export": """
+class Module(torch.nn.Module):
+    def forward(self, x):
+        return x + 1
+torch.export.export(Module(), (torch.ones(2),))""",
+    "an attribute": "assert torch._dynamo.reset",
+    "a part": """
+import torch._dynamo.eval_frame as part
+assert part is torch._dynamo.eval_frame is sys.modules["torch._dynamo.eval_frame"]""",
+    "a name": "from torch._dynamo import optimize",
+    "a mask of one's own": """
+from transformers import masking_utils
+with masking_utils.TransformGetItemToIndex():
+    pass""",
+}
+
+
+def _output(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_no_process_of_an_export_imports_any_of_them(tmp_path: Path) -> None:
+    BertModel(BertConfig(vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=1,
+                         intermediate_size=4)).save_pretrained(tmp_path / "bert")
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "modelport", "export", "onnx", "--model",
+         tmp_path / "bert", "--output", tmp_path / "out"],
+        env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}, capture_output=True, text=True,
+        check=True)
+    found = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
+    assert found.count("torch._meta_registrations") == 2  # what a module imports is shown
+    assert not {"sympy.core", "torch.utils._sympy.functions", "torch._inductor",
+                "torch._dynamo.eval_frame", "torch.distributed.tensor"} & set(found)
+
+
+def test_looking_through_all_modules_asks_for_nothing() -> None:
+    _output(OWN + """
+import inspect, importlib.util
+inspect.getmodule(inspect.currentframe())
+assert importlib.util.find_spec("torch._dynamo")
+[hasattr(module, "__file__") for module in list(sys.modules.values())]
+assert not set(HEAVY) & set(sys.modules)
+""")
+
+
+def test_settings_of_the_compiler_are_the_real_ones() -> None:
+    _output(OWN + """
+import torch, torch._dynamo.config
+before = torch._dynamo.config
+before.cache_size_limit = 3
+torch._dynamo.reset()
+assert torch._dynamo.config is before is sys.modules["torch._dynamo.config"]
+assert torch._dynamo.config.cache_size_limit == 3
+""")
+
+
+@pytest.mark.parametrize("asked", ASKS)
+def test_the_compiler_is_there_once_it_is_needed(asked: str) -> None:
+    """It then knows what was decorated before it came."""
+    _output(OWN + "import torch\ntorch.empty(2, device='meta').normal_()\n" + ASKS[asked] + """
+import torch._dynamo
+assert type(torch._dynamo).__name__ == "module"
+assert sys.modules["torch._dynamo"] is torch._dynamo
+from torch._dynamo import trace_rules, variables
+from transformers.modeling_utils import PreTrainedModel
+recorded = PreTrainedModel.can_record_outputs.fget
+assert trace_rules.lookup_callable(recorded) is variables.TorchInGraphFunctionVariable
+torch.empty(2, device="meta").normal_()
+""")
+
+
+PLAIN = (True, False, 0, 1, 3, 0.5, (), (1, 2), [1, 2], (1, 3), torch.Size((1, 2)), (True, 2))
+
+
+@pytest.mark.filterwarnings("ignore:guard_size_oblivious will be removed")
+@pytest.mark.parametrize("name", standins.ANSWERS)
+def test_plain_values_are_answered_as_the_real_functions_answer(name: str) -> None:
+    plain, answer = standins.ANSWERS[name]
+    real = getattr(symbolic_shapes, name)
+    answered = 0
+    for args in (*itertools.product(PLAIN), *itertools.product(PLAIN, PLAIN)):
+        if not all(map(plain, args)) or (len(args) == 1) == (name == "sym_eq"):
+            continue
+        if len(args) == 2 and name not in ("sym_and", "sym_or", "sym_eq"):
+            continue
+        answered += 1
+        expected = real(*args)
+        assert (type(answer(*args)), answer(*args)) == (type(expected), expected), args
+    assert answered
+
+
+@pytest.mark.parametrize("name", standins.ANSWERS)
+def test_symbols_are_never_taken_for_plain(name: str) -> None:
+    plain, _ = standins.ANSWERS[name]
+    size = ShapeEnv().create_unbacked_symint()
+    for value in (size, size == 1, (2, size), torch.ones(()), None, "1"):
+        assert not plain(value)
+
+
+SYMBOLS = {
+    "a symbol": """
+import sympy
+assert not isinstance(3, sympy.Basic)
+assert isinstance(sympy.Symbol("x"), sympy.Basic) and issubclass(sympy.Symbol, sympy.Basic)""",
+    "a union": """
+import sympy
+assert isinstance(sympy.Integer(3), int | sympy.Basic) and isinstance(3, sympy.Basic | int)""",
+    "a subclass": """
+import sympy
+class One(sympy.Basic):
+    pass
+assert isinstance(One(), sympy.Basic)""",
+    "a part of sympy": """
+import sympy.core.numbers
+from sympy.core import numbers
+assert sympy.core.numbers is numbers and numbers.Integer is sympy.Integer""",
+    "a name of sympy": "from sympy import S; assert S.One == 1",
+    "symbolic shapes": """
+from torch.fx.experimental.symbolic_shapes import guard_or_false
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+size = ShapeEnv().create_unbacked_symint()
+assert guard_or_false(size == 1) is False
+assert sys.modules["torch.fx.experimental.symbolic_shapes"].__file__""",
+    "a sum of dimensions": """
+import onnx_ir
+assert onnx_ir.SymbolicDim("a") + 1 == onnx_ir.SymbolicDim("a + 1")""",
+    "an error": """
+import sympy
+import torch.fx.experimental.symbolic_shapes
+try:
+    torch.fx.experimental.symbolic_shapes.expect_true(1)
+except AssertionError as error:
+    assert "1" in str(error)
+else:
+    raise SystemExit("nothing raised")
+sympy.Symbol""",
+}
+
+
+@pytest.mark.parametrize("asked", SYMBOLS)
+def test_symbols_are_there_once_they_are_needed(asked: str) -> None:
+    _output(ALONE + SYMBOLS[asked] + """
+import sympy
+assert type(sympy).__name__ == "module" and sympy.__file__
+assert sympy.Symbol("x") + 1 - 1 == sympy.Symbol("x")
+assert sys.modules["sympy.core.basic"].Basic is sympy.Basic
+torch.empty(2, device="meta").normal_()
+""")
