@@ -66,6 +66,10 @@ class Contender:
         if not line:
             raise RuntimeError(f"a contender ended with status {self.process.wait()}")
         self.process.send_signal(signal.SIGSTOP)
+        # Until the last of its threads stands still; an end of it is left for the next question.
+        found = os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if found and found.si_code == os.CLD_STOPPED:
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG)
         return json.loads(line)
 
     def close(self) -> None:
