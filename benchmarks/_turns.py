@@ -28,7 +28,6 @@ SHORT = 0.5
 """Seconds of a call up to which a turn begins with one that is not counted."""
 SIZE = 2048
 """Of the square matrices whose product is the ceiling."""
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Job = Mapping[str, Any]
 """Of a contender: ``path`` and ``runtime`` as :func:`pipeline.open_path` takes them, or
@@ -146,7 +145,7 @@ def _bind(job: Job) -> Callable[[int, int], Callable[[], Any]]:
     from modelport.runtimes.benchmark import feeds
 
     known = runtimes.get(job["runtime"]).options
-    options = {name: job["threads"] for name in ("threads",) if name in known}
+    options = {"threads": job["threads"]} if "threads" in known else {}
     session = pipeline.open_path(job["path"], runtime=job["runtime"], device="cpu", options=options)
     return lambda batch, sequence: session.bind(feeds.draw(session.spec, batch, sequence))
 
@@ -155,6 +154,8 @@ def _serve(job: Job) -> None:
     """Answer on standard output, which nothing else gets to see."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    from modelport.runtimes.benchmark.cell import PR_SET_PDEATHSIG
+
     # A stopped process doesn't see that its parent is gone.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     bind, call, usual = _bind(job), None, 0.0

@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,8 @@ class Taken:
         """Operations a second over those of the faster product beside it."""
         share = flops / (2 * SIZE**3)
         found = self.times(ours, min(PRODUCTS, key=lambda name: self.seconds(name).value))
-        return st.Interval(found.low * share, found.value * share, found.high * share)
+        return replace(found, low=found.low * share, value=found.value * share,
+                       high=found.high * share)
 
     def best_peer(self) -> str:
         return min((PEER, EAGER), key=lambda name: self.seconds(name).value)
@@ -163,10 +164,10 @@ def _flops(shape: tuple[int, int], loaded: Any) -> int:
         loaded.module, tuple(torch.full(shape, given[t.name]) for t in loaded.spec.inputs))
 
 
-def _interval(found: st.Interval, digits: int = 2) -> str:
+def _interval(found: st.Interval) -> str:
     if found.basis != "processes":  # of so few processes nothing can be said
-        return f"{found.value:.{digits}f}"
-    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+        return f"{found.value:.2f}"
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def _table(taken: Sequence[Taken], flops: Mapping[tuple[int, int], int]) -> list[str]:

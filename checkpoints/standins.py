@@ -1,7 +1,7 @@
 """Modules that wait: each answers what is asked of it in passing, and makes way for the real one.
 
 Decorators, checks of sizes that are plain numbers and ``isinstance`` suffice to import torch's
-compiler, its symbolic shapes and sympy, 1.5 s in all, in processes that trace and never need them.
+compiler, its symbolic shapes and sympy, in processes that trace and never need them.
 A stand-in answers those few questions as the real module would. Any other makes it import the real
 one, tell it what was said so far, and pass everything on to it from then on.
 """

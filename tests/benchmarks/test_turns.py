@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import _turns  # noqa: E402
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(BENCHMARKS))
+    import _turns
 
 JOBS = {name: {"product": name, "threads": 1} for name in ("torch", "onnxruntime")}
 SHAPES = [(1, 2), (3, 4)]
