@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
@@ -209,10 +209,7 @@ def dumps(manifest: Manifest) -> str:
 
     Infinity and NaN, which JSON lacks, become ``"Infinity"``, ``"-Infinity"`` and ``"NaN"``.
     """
-    from pydantic_core import to_jsonable_python
-
-    # Not mode="json", which turns an infinite fact into null.
-    data = _named_nonfinite(_adapter().dump_python(manifest))
+    data = _named_nonfinite(asdict(manifest))
     if not manifest.components:
         del data["components"]  # as it was written before there were any
     text = json.dumps(
@@ -221,7 +218,7 @@ def dumps(manifest: Manifest) -> str:
         sort_keys=True,
         ensure_ascii=False,
         allow_nan=False,
-        default=to_jsonable_python,
+        default=_jsonable,
     )
     return text + "\n"
 
@@ -299,6 +296,11 @@ def check_path(path: str) -> None:
         )
 
 
+def prepare() -> None:
+    """Import and build what :func:`loads` needs, for who has time now and will read later."""
+    _adapter()
+
+
 @cache
 def _adapter() -> TypeAdapter[Manifest]:
     from pydantic import TypeAdapter
@@ -353,6 +355,12 @@ def _refuse_unknown(given: Any, known: Any, where: str) -> None:
     elif isinstance(given, list) and isinstance(known, list):
         for index, (value, other) in enumerate(zip(given, known, strict=True)):
             _refuse_unknown(value, other, f"{where}.{index}")
+
+
+def _jsonable(value: Any) -> Any:
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(value)
 
 
 def _named_nonfinite(value: Any) -> Any:

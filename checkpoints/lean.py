@@ -14,16 +14,20 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import inspect
 import sys
 import types
 from typing import TYPE_CHECKING, Any
-
-from . import names, standins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _HEAVY, _FUNCTION = "scipy.optimize", "linear_sum_assignment"
+
+_HUB, _HUB_API = "huggingface_hub", "huggingface_hub.hf_api"
+_HUB_NAMES = ("Discussion", "HfApi", "ModelCard", "ModelCardData", "get_repo_discussions",
+              "snapshot_download")
+"""What transformers imports that talks to a hub, with all the records of its answers."""
 
 _WANTED = ("transformers.modeling_utils", "transformers.masking_utils")
 """What nearly every model's file imports and what decorates functions for the compiler."""
@@ -36,6 +40,7 @@ def own_process() -> None:
     global _own
     _own = True
     gc.set_threshold(100_000, 50, 50)
+    inspect.getmodule = _module_of
 
 
 def preload() -> None:
@@ -45,12 +50,14 @@ def preload() -> None:
     """
     if "transformers.modeling_utils" in sys.modules:
         return
+    from . import names, standins  # not for who only asks for help
+
     with _uncollected(), _deferred():
         if _own and "transformers" not in sys.modules:
             try:
                 standins.put()
                 with names.remembered():
-                    _rule_out_distribution()
+                    _rule_out()
                     for name in _WANTED:
                         importlib.import_module(name)
                 return
@@ -59,6 +66,21 @@ def preload() -> None:
                     del sys.modules[name]
         with names.remembered():
             importlib.import_module("transformers.modeling_utils")
+
+
+_getmodule = inspect.getmodule
+
+
+def _module_of(object: Any, _filename: str | None = None) -> types.ModuleType | None:  # noqa: A002
+    """``inspect.getmodule``, which resolves the paths of all modules to find that of a frame.
+
+    torch asks it for each operator that is defined in Python, where the frame itself knows.
+    """
+    if inspect.isframe(object):
+        found = sys.modules.get(object.f_globals.get("__name__", ""))
+        if getattr(found, "__file__", None) == object.f_code.co_filename:
+            return found
+    return _getmodule(object, _filename)
 
 
 @contextlib.contextmanager
@@ -77,29 +99,45 @@ def _uncollected() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _deferred() -> Iterator[None]:
-    """Find scipy's function on its first call."""
-    if _HEAVY in sys.modules:
+    """Let names of other libraries be imported that are looked for when they are used."""
+    from . import standins
+
+    with contextlib.ExitStack() as stack:
+        if _HEAVY not in sys.modules:
+            stand_in = types.ModuleType(_HEAVY)
+            vars(stand_in)[_FUNCTION] = standins.Later(_HEAVY, _FUNCTION)
+            stack.enter_context(_put(sys.modules, {_HEAVY: stand_in}))
+        if _own and _HUB_API not in sys.modules:
+            hub = importlib.import_module(_HUB)
+            names = {name: standins.Later(_HUB, name) for name in _HUB_NAMES}
+            stack.enter_context(_put(vars(hub), names))
         yield
-        return
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return getattr(importlib.import_module(_HEAVY), _FUNCTION)(*args, **kwargs)
 
-    stand_in = types.ModuleType(_HEAVY)
-    setattr(stand_in, _FUNCTION, forward)
-    sys.modules[_HEAVY] = stand_in
+@contextlib.contextmanager
+def _put(place: dict[str, Any], given: dict[str, Any]) -> Iterator[None]:
+    """Add what is not there, and take it away again unless something else has come in its place."""
+    place.update(given)
     try:
         yield
     finally:
-        if sys.modules.get(_HEAVY) is stand_in:
-            del sys.modules[_HEAVY]
+        for name, value in given.items():
+            if place.get(name) is value:
+                del place[name]
 
 
-def _rule_out_distribution() -> None:
-    """Tell transformers, for good, that this torch can't distribute: builds differ in that."""
+def _rule_out() -> None:
+    """Tell transformers, for good, that this torch can't distribute: builds differ in that. And
+    that nobody reads what its models' docstrings say of their arguments."""
     from transformers import utils
     from transformers.utils import import_utils
 
     for home in (utils, import_utils):
         if hasattr(home, "is_torch_distributed_available"):
             home.is_torch_distributed_available = lambda: False
+    if hasattr(utils, "auto_docstring"):
+        utils.auto_docstring = _undocumented
+
+
+def _undocumented(described: Any = None, **_: Any) -> Any:
+    return _undocumented if described is None else described

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendUnavailable, CheckpointError, UsageError
 from ..spec import ModelSpec
-from . import build, inputs, lean, tasks, weightless
+from . import build, inputs, lean, standins, tasks, weightless
 from .files import CONFIG, read_config, read_tensors, sidecars, weight_files
 from .model import Attention, Checkpoint, Dtype, LoadedModel, TensorRef
 
@@ -36,6 +36,7 @@ class _Target:
         return str(self.cls.__name__)
 
 
+@standins.completed
 def load(
     checkpoint: Checkpoint,
     *,
@@ -88,6 +89,7 @@ def load(
     return _loaded(checkpoint, target, model, found.weights, dtype, dims)
 
 
+@standins.completed
 def load_reference(
     checkpoint: Checkpoint,
     *,

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import types
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-_SCANNER, _SCAN = "transformers.utils.import_utils", "create_import_structure_from_path"
+_SCANNER = "transformers.utils.import_utils"
+_SCAN, _SPREAD = "create_import_structure_from_path", "spread_import_structure"
 
 
 @contextlib.contextmanager
@@ -44,7 +45,7 @@ class _Waiting(importlib.abc.MetaPathFinder):
     """Replaces the scan as soon as the module that has it is imported."""
 
     def __init__(self) -> None:
-        self._replaced: tuple[types.ModuleType, Callable[[Any], Any]] | None = None
+        self._replaced: tuple[types.ModuleType, dict[str, Any]] | None = None
 
     def find_spec(
         self, name: str, path: Any = None, target: Any = None
@@ -63,43 +64,51 @@ class _Waiting(importlib.abc.MetaPathFinder):
 
     def found(self, scanner: types.ModuleType) -> None:
         """Answer for the folder of all models; for what is below it, the scan itself does."""
-        scan = getattr(scanner, _SCAN, None)
-        if scan is None or scanner.__file__ is None:  # another version, that has other ways
+        scan, spread = getattr(scanner, _SCAN, None), getattr(scanner, _SPREAD, None)
+        if not scan or not spread or scanner.__file__ is None:  # a version that has other ways
             return
         home = Path(scanner.__file__).parents[1] / "models"
 
-        of_all = functools.cache(partial(_of_all, home, scan))
+        of_all = functools.cache(partial(_of_all, home, lambda: spread(scan(home))))
 
         def answer(path: Any) -> Any:
             return of_all() if Path(path) in (home, home / "__init__.py") else scan(path)
 
-        self._replaced = (scanner, scan)
+        def spread_answer(found: Any) -> Any:
+            return dict(found) if isinstance(found, _Spread) else spread(found)
+
+        self._replaced = (scanner, {_SCAN: scan, _SPREAD: spread})
         setattr(scanner, _SCAN, answer)
+        setattr(scanner, _SPREAD, spread_answer)
 
     def leave(self) -> None:
         """Let the module be as it was."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
         if self._replaced is not None:
-            scanner, scan = self._replaced
-            setattr(scanner, _SCAN, scan)
+            scanner, replaced = self._replaced
+            vars(scanner).update(replaced)
 
 
-def _of_all(home: Path, scan: Callable[[Any], Any]) -> Any:
+class _Spread(dict[frozenset[str], dict[str, set[str]]]):
+    """The names of each file of all models, by the libraries that they need."""
+
+
+def _of_all(home: Path, scan: Callable[[], Mapping[frozenset[str], Any]]) -> _Spread:
     """What the scan says of all models, from the cache where it is there."""
     place = _place(home)
     if place is None:
-        return scan(home)
+        return _Spread(scan())
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # none, or damaged
         if kept := _decoded(json.loads(place.read_bytes())):
             return kept
     from ..artifacts._rename import write_durable
 
-    names = scan(home)
+    names = scan()
     with contextlib.suppress(OSError):  # a cache that can't be written to
         place.parent.mkdir(parents=True, exist_ok=True)
         write_durable(place, json.dumps(_encoded(names)).encode())
-    return names
+    return _Spread(names)
 
 
 def _place(home: Path) -> Path | None:
@@ -116,7 +125,7 @@ def _place(home: Path) -> Path | None:
             f"transformers-{package.version}.dist-info/RECORD"))).stat()
         if installed != home.parent.resolve():
             return None
-        key = (str(home), package.version, record.st_mtime_ns, record.st_size,
+        key = (_SPREAD, str(home), package.version, record.st_mtime_ns, record.st_size,
                home.stat().st_mtime_ns)
     except (PackageNotFoundError, OSError):
         return None
@@ -124,19 +133,12 @@ def _place(home: Path) -> Path | None:
     return cache_root() / "names" / f"{digest[:16]}.json"
 
 
-def _encoded(found: Mapping[Any, Any]) -> list[Any]:
-    """JSON of nested folders whose files' names are grouped by the libraries that they need.
-
-    A folder is a list, in transformers' order: ``[folder, its own list]``, or
-    ``[[library, …], {file: [name, …]}]``.
-    """
-    return [[key, _encoded(value)] if isinstance(key, str)
-            else [sorted(key), {file: sorted(names) for file, names in value.items()}]
-            for key, value in found.items()]
+def _encoded(found: Mapping[frozenset[str], Mapping[str, Iterable[str]]]) -> list[Any]:
+    """JSON, in transformers' order: ``[[library, …], {file: [name, …]}]`` for each."""
+    return [[sorted(libraries), {file: sorted(names) for file, names in files.items()}]
+            for libraries, files in found.items()]
 
 
-def _decoded(stored: list[Any]) -> dict[Any, Any]:
-    return {key if isinstance(key, str) else frozenset(key):
-            _decoded(value) if isinstance(key, str)
-            else {file: set(names) for file, names in value.items()}
-            for key, value in stored}
+def _decoded(stored: list[Any]) -> _Spread:
+    return _Spread((frozenset(libraries), {file: set(names) for file, names in files.items()})
+                   for libraries, files in stored)

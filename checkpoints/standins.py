@@ -4,6 +4,10 @@ Decorators, checks of sizes that are plain numbers and ``isinstance`` suffice to
 compiler, its symbolic shapes and sympy, in processes that trace and never need them.
 A stand-in answers those few questions as the real module would. Any other makes it import the real
 one, tell it what was said so far, and pass everything on to it from then on.
+
+What torch computes without data, and decomposes operators into, is imported for its effect: nobody
+asks the module. It comes with the tables it fills, or once an operator is found missing: see
+:func:`completed`.
 """
 
 from __future__ import annotations
@@ -16,10 +20,13 @@ import importlib.util
 import sys
 import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Union
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _DYNAMO = "torch._dynamo"
 _SETTINGS = f"{_DYNAMO}.config"
@@ -27,6 +34,11 @@ _INDEXING, _INDEXES = f"{_DYNAMO}._trace_wrapped_higher_order_op", "TransformGet
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
 _SYMPY = "sympy"
 _DIMENSIONS = "onnx_ir._symbolic_shapes"
+_EXPORT = "torch.export"
+_METAS = "torch._meta_registrations"
+_TABLES = ("torch._decomp", "torch._refs", "torch._prims")
+"""What the module of that name imports, and who looks for an operator's meaning."""
+_PACKAGES = (_DYNAMO, _EXPORT, _SYMPY, *_TABLES)
 
 
 class StandIn(types.ModuleType):
@@ -35,8 +47,9 @@ class StandIn(types.ModuleType):
     needs: tuple[str, ...] = ()
     """Modules that the real one is to find imported, not stood in for."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *needs: str) -> None:
         super().__init__(name)
+        self.needs = needs or self.needs
         self.__spec__ = importlib.machinery.ModuleSpec(name, None)
 
     def __getattr__(self, name: str) -> Any:
@@ -50,6 +63,7 @@ class StandIn(types.ModuleType):
         if sys.modules.get(name) is self:
             for needed in self.needs:
                 imported(needed)
+        if sys.modules.get(name) is self:  # and what it needs did not ask for it
             del sys.modules[name]
             self.tell(importlib.import_module(name))
         return sys.modules[name]
@@ -67,7 +81,7 @@ def imported(name: str) -> types.ModuleType:
 class Compiler(StandIn):
     """``torch._dynamo`` as what only decorates knows it."""
 
-    needs = (_SYMPY, _SHAPES)
+    needs = (_SYMPY, _SHAPES, _METAS)
 
     def __init__(self) -> None:
         super().__init__(_DYNAMO)
@@ -113,7 +127,7 @@ class Compiler(StandIn):
 class SymbolicShapes(StandIn):
     """``torch.fx.experimental.symbolic_shapes`` where every size is a plain number."""
 
-    needs = (_SYMPY,)
+    needs = (_SYMPY, _METAS)
 
     def __getattr__(self, name: str) -> Any:
         if name == "__path__":  # the real one is no package
@@ -161,37 +175,73 @@ ANSWERS: dict[str, tuple[Callable[[Any], bool], Callable[..., Any]]] = {
 """Functions of symbolic shapes: which arguments are plain, and what plain ones make them return."""
 
 
+class Operators:
+    """``torch.ops.prims`` before its operators are defined."""
+
+    def __getattr__(self, name: str) -> Any:
+        torch = imported(_METAS).torch
+        vars(torch.ops).pop("prims", None)  # the real one comes when it isn't there
+        return getattr(torch.ops.prims, name)
+
+
+class Later:
+    """A class or function that is imported once it is used, not when it is named."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._real()(*args, **kwargs)
+
+    def __instancecheck__(self, value: object) -> bool:
+        return isinstance(value, self._real())
+
+    def __subclasscheck__(self, kind: type) -> bool:
+        return issubclass(kind, self._real())
+
+    def __mro_entries__(self, _bases: tuple[Any, ...]) -> tuple[type, ...]:
+        return (self._real(),)
+
+    def __or__(self, other: Any) -> Any:
+        return Union[self, other]  # noqa: UP007 - for annotations: it is no class
+
+    def __ror__(self, other: Any) -> Any:
+        return Union[other, self]  # noqa: UP007
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # whoever looks what kind of thing it is
+            raise AttributeError(name)
+        return getattr(self._real(), name)
+
+    def _real(self) -> Any:
+        known = vars(imported(self._module))
+        if known.get(self._name, self) is self:  # known there by this stand-in, or on demand
+            return known["__getattr__"](self._name)
+        return known[self._name]
+
+
 class Sympy(StandIn):
     """``sympy``, of which torch asks whether a number is one of its expressions."""
 
     def __init__(self) -> None:
         super().__init__(_SYMPY)
-        self.Basic = _Basic()
+        self.Basic = _Basic(_SYMPY, "Basic")
 
 
-class _Basic:
+class _Basic(Later):
     """``sympy.Basic`` to whoever asks what is one: nothing, as long as sympy isn't imported."""
 
     def __instancecheck__(self, value: object) -> bool:
-        return not isinstance(sys.modules[_SYMPY], StandIn) and isinstance(value, self._real())
+        return not isinstance(sys.modules[_SYMPY], StandIn) and super().__instancecheck__(value)
 
     def __subclasscheck__(self, kind: type) -> bool:
-        return not isinstance(sys.modules[_SYMPY], StandIn) and issubclass(kind, self._real())
-
-    def __mro_entries__(self, _bases: tuple[Any, ...]) -> tuple[type, ...]:
-        return (self._real(),)
+        return not isinstance(sys.modules[_SYMPY], StandIn) and super().__subclasscheck__(kind)
 
     def __or__(self, other: Any) -> Any:
         return self._real() | other
 
     def __ror__(self, other: Any) -> Any:
         return other | self._real()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real(), name)
-
-    def _real(self) -> Any:
-        return imported(_SYMPY).Basic
 
 
 class _AlreadyThere(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -200,7 +250,7 @@ class _AlreadyThere(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, name: str, path: Any = None, target: Any = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name.startswith((f"{_DYNAMO}.", f"{_SYMPY}.")) and name in sys.modules:
+        if name in sys.modules and name.startswith(tuple(f"{one}." for one in _PACKAGES)):
             return importlib.util.spec_from_loader(name, self)
         return None
 
@@ -211,9 +261,38 @@ class _AlreadyThere(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """It was executed already."""
 
 
+def completed(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, run again where it stopped at an operator that can't do without data yet.
+
+    torch has most of those operators without :mod:`torch._meta_registrations`; for the others,
+    C++ raises.
+    """
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except NotImplementedError:
+            if not isinstance(sys.modules.get(_METAS), StandIn):
+                raise
+        imported(_METAS)
+        return function(*args, **kwargs)
+
+    return run
+
+
 def put() -> None:
     """Import torch, with stand-ins for what it can put off; nothing once its compiler is there."""
-    importlib.import_module("torch")
+    sys.meta_path.insert(0, _AlreadyThere())
+    early = {} if "torch" in sys.modules else {
+        **{name: StandIn(name) for name in (_EXPORT, _METAS)},
+        **{name: StandIn(name, _METAS) for name in _TABLES}}
+    sys.modules.update(early)
+    torch = importlib.import_module("torch")
+    for name, module in early.items():  # as their imports would
+        if sys.modules[name] is module:
+            setattr(torch, name.rpartition(".")[2], module)
+    if isinstance(sys.modules[_METAS], StandIn):
+        torch.ops.prims = Operators()
     if _DYNAMO in sys.modules:
         return
     for module in (Sympy(), SymbolicShapes(_SHAPES), StandIn(_DIMENSIONS)):
@@ -228,9 +307,8 @@ def put() -> None:
 
     setattr(indexes, _INDEXES, indexing)
     sys.modules.update({_DYNAMO: compiler, _INDEXING: indexes})
-    sys.meta_path.insert(0, _AlreadyThere())
     # Its settings stand alone, and fake tensors read them.
-    place = Path(*sys.modules["torch"].__path__, "_dynamo", "config.py")
+    place = Path(*torch.__path__, "_dynamo", "config.py")
     spec = importlib.util.spec_from_file_location(_SETTINGS, place)
     if place.exists() and spec is not None and spec.loader is not None:
         compiler.config = sys.modules[_SETTINGS] = importlib.util.module_from_spec(spec)

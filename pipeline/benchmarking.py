@@ -15,6 +15,7 @@ from pydantic_core import to_jsonable_python
 
 from .. import artifacts, checkpoints, runtimes
 from ..artifacts.digest import digests
+from ..checkpoints import standins
 from ..errors import UsageError
 from ..runtimes import benchmark
 from ..spec import ModelSpec
@@ -332,7 +333,8 @@ def _work(source: Checkpoint | None) -> Callable[[Cell], Work | None]:
             for t in loaded.spec.inputs
         )
         weights = sum(ref.nbytes for ref in {id(r): r for r in loaded.weights.values()}.values())
-        return benchmark.Work(float(benchmark.count_flops(loaded.module, inputs)), float(weights))
+        flops = standins.completed(benchmark.count_flops)(loaded.module, inputs)
+        return benchmark.Work(float(flops), float(weights))
 
     return lambda cell: None if cell.batching else counted(cell.batch, cell.sequence)
 

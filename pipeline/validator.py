@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from .. import artifacts, errors
+from ..artifacts import manifest as manifest_format
 from ..checkpoints import lean
 from ..checkpoints.model import IN_MEMORY, Source
 from ..checkpoints.tasks import TASKS
@@ -101,6 +102,7 @@ class Validator:
         self._send({"validate": str(root), "max_seconds": max_seconds,
                     "device": manifest.target.get("device", "cpu")})
         importlib.import_module(f"{__package__}.validating")  # the caller's next, while it waits
+        manifest_format.prepare()
         while "notify" in (answer := self._answer()):
             self._notify(answer["notify"])
         if "error" in answer:
@@ -172,6 +174,7 @@ def _prepared(request: dict[str, Any]) -> None:
         isolate.start(partial(opening.warm, request["format"], generates=request["generates"]))
         if request["origin"]:
             validating.run_ahead(ModelRequest.of(Source(**request["origin"])).resolve())
+        manifest_format.prepare()
 
 
 def _answered(answers: IO[str], request: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import modelport
 import pytest
-from modelport import pipeline
+from modelport import pipeline, validate
 
 
 @pytest.mark.parametrize("name", modelport.__all__)
@@ -20,7 +20,12 @@ def test_every_name_of_the_pipeline_is_there(name: str) -> None:
     assert sorted(pipeline._HOMES) == pipeline.__all__
 
 
-@pytest.mark.parametrize("package", [modelport, pipeline])
+def test_every_name_of_the_judge_is_there() -> None:
+    assert sorted(validate._HOMES) == sorted(validate.__all__)
+    assert all(getattr(validate, name) for name in validate.__all__)
+
+
+@pytest.mark.parametrize("package", [modelport, pipeline, validate])
 def test_an_unknown_name_is_an_attribute_error(package: ModuleType) -> None:
     with pytest.raises(AttributeError, match="nothing_like_this"):
         _ = package.nothing_like_this

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,7 @@ class ReferenceCache:
     truth: str = "float64"
     reference: str = "float32"
     max_bytes: int = 4 << 30
+    _known: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def path(self, role: str, inputs: str) -> Path:
         """File of one run; ``role`` is ``truth`` or ``reference``, ``inputs`` a feeds digest."""
@@ -71,18 +72,20 @@ class ReferenceCache:
         try:
             with os.fdopen(handle, "wb") as file:
                 write_arrays(file, outputs)
+            written = Path(name).stat().st_size
             Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+        self._known.append(written)
         return True
 
     def used(self) -> int:
-        """Bytes stored now."""
-        if not self.directory.is_dir():
-            return 0
-        with os.scandir(self.directory) as entries:
-            return sum(e.stat().st_size for e in entries if e.name.endswith(".npz"))
+        """Bytes stored: what was there when first asked, and what this one has stored since."""
+        if not self._known:
+            found = list(self.directory.glob("*.npz"))
+            self._known.append(sum(path.stat().st_size for path in found))
+        return sum(self._known)
 
 
 class Supplier:

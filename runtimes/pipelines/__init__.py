@@ -13,7 +13,7 @@ import importlib
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ...checkpoints import tokenizer
+from ...checkpoints import standins, tokenizer
 from ...checkpoints.files import read_config
 from ...checkpoints.tasks import TASKS, class_name
 from ...errors import UsageError
@@ -150,6 +150,7 @@ def required(sessions: Mapping[str, Session], names: Sequence[str], artifact: Ar
                          allowed=", ".join(names), hint="export it again")
 
 
+@standins.completed
 def hollow(artifact: Artifact, device: str = "cpu") -> Any:
     """The transformers model of an artifact without weights, that believes to be on ``device``.
 

@@ -74,3 +74,43 @@ import transformers.modeling_utils
 from transformers import BertModel
 assert transformers.modeling_utils.PreTrainedModel in BertModel.__mro__
 """)
+
+
+def test_what_talks_to_a_hub_comes_when_it_is_used() -> None:
+    _output(OWN + """
+assert "huggingface_hub.hf_api" not in sys.modules
+import huggingface_hub
+from transformers.utils import hub
+from transformers import safetensors_conversion
+assert isinstance(hub.hf_api(), huggingface_hub.HfApi) and isinstance(hub.hf_api(), hub.HfApi)
+assert type(huggingface_hub.HfApi) is type and huggingface_hub.snapshot_download.__module__
+assert safetensors_conversion.Discussion.__call__
+assert not [name for name, value in vars(huggingface_hub).items()
+            if type(value).__name__ == "Later"]
+""")
+
+
+def test_a_frame_knows_its_module_as_well_as_the_search_does() -> None:
+    _output("""
+import inspect, sys
+search = inspect.getmodule
+from modelport.checkpoints import lean
+lean.own_process()
+import json.decoder
+
+def frames():
+    try:
+        json.decoder.JSONDecoder().decode("{")
+    except ValueError as error:
+        trace = error.__traceback__
+        while trace:
+            yield trace.tb_frame
+            trace = trace.tb_next
+
+found = [inspect.getmodule(frame) for frame in frames()]
+assert found == [search(frame) for frame in frames()] and json.decoder in found
+spoof = {"__name__": "json", "inspect": inspect, "sys": sys}
+exec("here = inspect.getmodule(sys._getframe())", spoof)  # says that it is json's
+assert spoof["here"] is not sys.modules["json"]
+assert inspect.getmodule(json.decoder.JSONDecoder) is json.decoder
+""")

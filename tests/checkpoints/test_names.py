@@ -36,8 +36,8 @@ print(sorted(transformers.models.__all__), sorted(dir(transformers)))
 FOUND = {
     frozenset({"torch", "vision"}): {"image_processing_x": {"A", "B"}},
     frozenset(): {"configuration_x": {"XConfig"}, "empty": set()},
-    "bert": {frozenset(): {"modeling_bert": {"BertModel"}}, "deeper": {frozenset(): {}}},
-    "nothing": {},
+    frozenset({"torch"}): {"bert.modeling_bert": {"BertModel"}},
+    frozenset({"nothing"}): {},
 }
 
 

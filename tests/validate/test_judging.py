@@ -136,7 +136,8 @@ def test_a_full_cache_leaves_cases_out_by_name(tmp_path):
     report = judge(good(), reference, truth, PLAN, spec=SPEC, cache=cache)
     assert 0 < len(report.cases) < len(PLAN.cases)
     assert len(report.cases) + len(report.left_out) == len(PLAN.cases)
-    assert cache.used() <= 40_000
+    assert 0 < cache.used() == ReferenceCache(tmp_path, "digest").used() <= 40_000
+    assert not replace(cache, source="another").save("truth", "0", {"a": np.zeros(5_000)})
     assert "limit on disk" in report.left_out[0].reason
 
 
