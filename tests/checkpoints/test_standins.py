@@ -13,7 +13,7 @@ import torch
 from modelport.checkpoints import standins
 from torch.fx.experimental import symbolic_shapes
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, CTRLConfig, CTRLModel
 
 ALONE = """
 import sys
@@ -257,6 +257,22 @@ try:
 except NotImplementedError as error:
     assert str(error) == "of its own"
 assert len(calls) == 5
+""")
+
+
+@pytest.mark.parametrize("function", ["load", "load_reference"])
+def test_a_model_that_is_built_with_such_an_operator_loads(tmp_path: Path, function: str) -> None:
+    """CTRL's table of positions takes a remainder; without data only Python has that."""
+    CTRLModel(CTRLConfig(vocab_size=8, n_embd=4, n_layer=1, n_head=1, dff=4,
+                         n_positions=8)).save_pretrained(tmp_path)
+    _output(OWN + f"""
+from modelport import checkpoints
+from modelport.pipeline import ModelRequest
+found = ModelRequest({str(tmp_path)!r}, task="feature-extraction").resolve()
+assert isinstance(sys.modules["torch._meta_registrations"], standins.StandIn)
+model = checkpoints.{function}(found)
+assert not isinstance(sys.modules["torch._meta_registrations"], standins.StandIn)
+assert model.spec.outputs and type(model.module).__name__ == "Adapter"
 """)
 
 
