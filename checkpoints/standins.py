@@ -34,11 +34,14 @@ _INDEXING, _INDEXES = f"{_DYNAMO}._trace_wrapped_higher_order_op", "TransformGet
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
 _SYMPY = "sympy"
 _DIMENSIONS = "onnx_ir._symbolic_shapes"
-_EXPORT = "torch.export"
+_ASIDE = ("torch.ao", "torch.export", "torch.masked", "torch.nn.intrinsic", "torch.nn.qat",
+          "torch.nn.quantizable", "torch.nn.quantized", "torch.optim", "torch.profiler",
+          "torch.quantization", "torch.utils.data")
+"""What torch imports with itself and asks nothing: for training and for its own quantisation."""
 _METAS = "torch._meta_registrations"
 _TABLES = ("torch._decomp", "torch._refs", "torch._prims")
 """What the module of that name imports, and who looks for an operator's meaning."""
-_PACKAGES = (_DYNAMO, _EXPORT, _SYMPY, *_TABLES)
+_PACKAGES = (_DYNAMO, _SYMPY, *_ASIDE, *_TABLES)
 
 
 class StandIn(types.ModuleType):
@@ -280,25 +283,30 @@ def completed(function: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+def _attach(name: str, module: types.ModuleType) -> None:
+    """Make a module an attribute of its package, as its import would."""
+    package, _, short = name.rpartition(".")
+    if sys.modules[name] is module:
+        setattr(importlib.import_module(package), short, module)
+
+
 def put() -> None:
     """Import torch, with stand-ins for what it can put off; nothing once its compiler is there."""
     sys.meta_path.insert(0, _AlreadyThere())
     early = {} if "torch" in sys.modules else {
-        **{name: StandIn(name) for name in (_EXPORT, _METAS)},
+        **{name: StandIn(name) for name in (*_ASIDE, _METAS)},
         **{name: StandIn(name, _METAS) for name in _TABLES}}
     sys.modules.update(early)
     torch = importlib.import_module("torch")
-    for name, module in early.items():  # as their imports would
-        if sys.modules[name] is module:
-            setattr(torch, name.rpartition(".")[2], module)
+    for name, module in early.items():
+        _attach(name, module)
     if isinstance(sys.modules[_METAS], StandIn):
         torch.ops.prims = Operators()
     if _DYNAMO in sys.modules:
         return
     for module in (Sympy(), SymbolicShapes(_SHAPES), StandIn(_DIMENSIONS)):
         sys.modules.setdefault(module.__name__, module)
-    package, _, name = _SHAPES.rpartition(".")
-    setattr(importlib.import_module(package), name, sys.modules[_SHAPES])  # as its import would
+    _attach(_SHAPES, sys.modules[_SHAPES])
     compiler, indexes = Compiler(), types.ModuleType(_INDEXING)
 
     def indexing() -> Any:

@@ -296,3 +296,38 @@ except AttributeError as error:
 else:
     raise SystemExit("nothing raised")
 """)
+
+
+ASIDE = {
+    "a part": """
+import torch.ao.nn.quantized.dynamic as part
+assert torch.ao.nn.quantized.dynamic is part""",
+    "a step": "torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1).step()",
+    "data": """
+from torch.utils.data import DataLoader
+assert len(list(DataLoader([1, 2]))) == 2""",
+    "another quantisation": """
+plain = torch.nn.Sequential(torch.nn.Linear(4, 4))
+(found,) = torch.quantization.quantize_dynamic(plain)
+assert isinstance(found, torch.nn.quantized.dynamic.Linear)""",
+    "a profile": """
+with torch.profiler.profile() as profile:
+    torch.ones(3) + 1
+assert profile.key_averages()""",
+    "a mask": "torch.masked.masked_tensor(torch.ones(2), torch.tensor([True, False]))",
+    "a class": "assert torch.nn.intrinsic.ConvReLU2d and torch.nn.qat.Linear",
+    "a submodule": "import torch.optim.lr_scheduler as part; assert part.StepLR",
+    "export": "torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),), strict=False)",
+    "training": "import transformers.trainer",
+}
+
+
+@pytest.mark.parametrize("asked", ASIDE)
+def test_what_stands_aside_is_there_once_it_is_needed(asked: str) -> None:
+    _output(OWN + "assert not set(standins._ASIDE) - {"
+            "name for name, module in sys.modules.items() if isinstance(module, standins.StandIn)}"
+            + "\n" + ASIDE[asked] + """
+for name in standins._ASIDE:
+    package, _, short = name.rpartition(".")
+    assert getattr(sys.modules[package], short) is sys.modules[name]
+""")
