@@ -12,9 +12,11 @@ processes, and torch's compiler, its symbolic shapes and sympy, for which :mod:`
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import inspect
+import re
 import sys
 import types
 from typing import TYPE_CHECKING, Any
@@ -60,6 +62,7 @@ def preload() -> None:
                     _rule_out()
                     for name in _WANTED:
                         importlib.import_module(name)
+                _compile_late()
                 return
             except (ImportError, AttributeError):  # another version, that wants more of them
                 for name in [n for n in sys.modules if n.partition(".")[0] == "transformers"]:
@@ -137,6 +140,35 @@ def _rule_out() -> None:
             home.is_torch_distributed_available = lambda: False
     if hasattr(utils, "auto_docstring"):
         utils.auto_docstring = _undocumented
+
+
+def _compile_late() -> None:
+    """Let transformers compile those of its renamings of weights that it uses.
+
+    With the first model it makes 900 regular expressions, for every architecture.
+    """
+    loading = sys.modules.get("transformers.core_model_loading")
+    if getattr(loading, "re", None) is re:
+        vars(loading)["re"] = types.SimpleNamespace(**{**vars(re), "compile": _Expression})
+
+
+class _Expression:
+    """A regular expression, compiled on its first use."""
+
+    def __init__(self, *given: Any) -> None:
+        self._given = given
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._compiled, name)
+
+    def __deepcopy__(self, _: Any) -> _Expression:
+        return self
+
+    @functools.cached_property
+    def _compiled(self) -> re.Pattern[str]:
+        return re.compile(*self._given)
 
 
 def _undocumented(described: Any = None, **_: Any) -> Any:
