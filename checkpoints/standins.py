@@ -36,7 +36,7 @@ _SYMPY = "sympy"
 _DIMENSIONS = "onnx_ir._symbolic_shapes"
 _ASIDE = ("torch.ao", "torch.export", "torch.masked", "torch.nn.intrinsic", "torch.nn.qat",
           "torch.nn.quantizable", "torch.nn.quantized", "torch.optim", "torch.profiler",
-          "torch.quantization", "torch.utils.data")
+          "torch.quantization", "torch.utils.data", "torchgen.model")
 """What torch imports with itself and asks nothing: for training and for its own quantisation."""
 _METAS = "torch._meta_registrations"
 _TABLES = ("torch._decomp", "torch._refs", "torch._prims")
