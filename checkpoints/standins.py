@@ -19,6 +19,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Union
 
@@ -41,6 +42,8 @@ _ASIDE = ("torch.ao", "torch.export", "torch.masked", "torch.nn.intrinsic", "tor
 _METAS = "torch._meta_registrations"
 _TABLES = ("torch._decomp", "torch._refs", "torch._prims")
 """What the module of that name imports, and who looks for an operator's meaning."""
+_SEEN = ("2.11.", "2.12.", "2.13.", "2.14.")
+"""Versions of torch that are known to import without them; one that doesn't can't try again."""
 _PACKAGES = (_DYNAMO, _SYMPY, *_ASIDE, *_TABLES)
 
 
@@ -137,7 +140,8 @@ class SymbolicShapes(StandIn):
             raise AttributeError(name)
         known = ANSWERS.get(name)
         if known is None:
-            return super().__getattr__(name)
+            found = f"\ndef {name}(" in self._source and Later(_SHAPES, name)
+            return found or super().__getattr__(name)
         plain, answer = known
 
         def function(*args: Any, **kwargs: Any) -> Any:
@@ -146,6 +150,11 @@ class SymbolicShapes(StandIn):
             return getattr(self.real(), name)(*args, **kwargs)
 
         return function
+
+    @functools.cached_property
+    def _source(self) -> str:
+        place = Path(*sys.modules["torch"].__path__, *_SHAPES.split(".")[1:])
+        return place.with_suffix(".py").read_text("utf-8")
 
 
 def _all_of(*kinds: type) -> Callable[[Any], bool]:
@@ -293,14 +302,15 @@ def _attach(name: str, module: types.ModuleType) -> None:
 def put() -> None:
     """Import torch, with stand-ins for what it can put off; nothing once its compiler is there."""
     sys.meta_path.insert(0, _AlreadyThere())
-    early = {} if "torch" in sys.modules else {
+    early = {
         **{name: StandIn(name) for name in (*_ASIDE, _METAS)},
-        **{name: StandIn(name, _METAS) for name in _TABLES}}
+        **{name: StandIn(name, _METAS) for name in _TABLES},
+    } if "torch" not in sys.modules and version("torch").startswith(_SEEN) else {}
     sys.modules.update(early)
     torch = importlib.import_module("torch")
     for name, module in early.items():
         _attach(name, module)
-    if isinstance(sys.modules[_METAS], StandIn):
+    if isinstance(sys.modules.get(_METAS), StandIn):
         torch.ops.prims = Operators()
     if _DYNAMO in sys.modules:
         return

@@ -161,6 +161,18 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 size = ShapeEnv().create_unbacked_symint()
 assert guard_or_false(size == 1) is False
 assert sys.modules["torch.fx.experimental.symbolic_shapes"].__file__""",
+    "another function": """
+from torch.fx.experimental.symbolic_shapes import free_symbols
+assert not {"sympy.core", "torch.utils._sympy"} & set(sys.modules)
+assert free_symbols(torch.ones(2)) == set()""",
+    "a class": """
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+assert isinstance(ShapeEnv, type)""",
+    "a function that isn't there": """
+try:
+    from torch.fx.experimental.symbolic_shapes import nothing_like_this
+except ImportError:
+    pass""",
     "a sum of dimensions": """
 import onnx_ir
 assert onnx_ir.SymbolicDim("a") + 1 == onnx_ir.SymbolicDim("a + 1")""",
@@ -236,6 +248,20 @@ def shape():
     rows = torch.zeros(1, 2, dtype=torch.long, device="meta")
     return torch.nn.functional.embedding_bag(rows, table).shape
 """
+
+
+def test_a_torch_that_nobody_tried_is_imported_as_it_is() -> None:
+    _output("""
+import sys
+from modelport.checkpoints import lean, standins
+standins._SEEN = ("1.0.",)
+lean.own_process()
+lean.preload()
+import torch
+assert not isinstance(torch._meta_registrations, standins.StandIn) and torch.ops.prims.device_put
+assert not isinstance(torch.optim, standins.StandIn)
+assert isinstance(torch._dynamo, standins.StandIn)
+""")
 
 
 def test_what_stops_for_want_of_an_operator_runs_again_with_it() -> None:
