@@ -42,7 +42,7 @@ _ASIDE = ("torch.ao", "torch.export", "torch.masked", "torch.nn.intrinsic", "tor
 _METAS = "torch._meta_registrations"
 _TABLES = ("torch._decomp", "torch._refs", "torch._prims")
 """What the module of that name imports, and who looks for an operator's meaning."""
-_SEEN = ("2.11.", "2.12.", "2.13.", "2.14.")
+_SEEN = ("2.11.", "2.13.", "2.14.")
 """Versions of torch that are known to import without them; one that doesn't can't try again."""
 _PACKAGES = (_DYNAMO, _SYMPY, *_ASIDE, *_TABLES)
 
