@@ -109,16 +109,16 @@ def _deferred() -> Iterator[None]:
         if _HEAVY not in sys.modules:
             stand_in = types.ModuleType(_HEAVY)
             vars(stand_in)[_FUNCTION] = standins.Later(_HEAVY, _FUNCTION)
-            stack.enter_context(_put(sys.modules, {_HEAVY: stand_in}))
+            stack.enter_context(_lent(sys.modules, {_HEAVY: stand_in}))
         if _own and _HUB_API not in sys.modules:
             hub = importlib.import_module(_HUB)
             names = {name: standins.Later(_HUB, name) for name in _HUB_NAMES}
-            stack.enter_context(_put(vars(hub), names))
+            stack.enter_context(_lent(vars(hub), names))
         yield
 
 
 @contextlib.contextmanager
-def _put(place: dict[str, Any], given: dict[str, Any]) -> Iterator[None]:
+def _lent(place: dict[str, Any], given: dict[str, Any]) -> Iterator[None]:
     """Add what is not there, and take it away again unless something else has come in its place."""
     place.update(given)
     try:

@@ -38,7 +38,7 @@ _DIMENSIONS = "onnx_ir._symbolic_shapes"
 _ASIDE = ("torch.ao", "torch.export", "torch.masked", "torch.nn.intrinsic", "torch.nn.qat",
           "torch.nn.quantizable", "torch.nn.quantized", "torch.optim", "torch.profiler",
           "torch.quantization", "torch.utils.data", "torchgen.model")
-"""What torch imports with itself and asks nothing: for training and for its own quantisation."""
+"""What torch imports with itself and asks nothing: for training, its own quantisation, schemas."""
 _METAS = "torch._meta_registrations"
 _TABLES = ("torch._decomp", "torch._refs", "torch._prims")
 """What the module of that name imports, and who looks for an operator's meaning."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -67,14 +68,14 @@ class ReferenceCache:
             return False
         path = self.path(role, inputs)
         self.directory.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
+        handle, name = tempfile.mkstemp(dir=self.directory, suffix=".part")
         try:
-            with part.open("wb") as file:
+            with os.fdopen(handle, "wb") as file:
                 write_arrays(file, outputs)
-            written = part.stat().st_size
-            part.replace(path)
+            written = Path(name).stat().st_size
+            Path(name).replace(path)
         except BaseException:
-            part.unlink(missing_ok=True)
+            Path(name).unlink(missing_ok=True)
             raise
         self._known.append(written)
         return True
@@ -82,8 +83,7 @@ class ReferenceCache:
     def used(self) -> int:
         """Bytes stored: what was there when first asked, and what this one has stored since."""
         if not self._known:
-            found = list(self.directory.glob("*.npz"))
-            self._known.append(sum(path.stat().st_size for path in found))
+            self._known.append(sum(p.stat().st_size for p in self.directory.glob("*.npz")))
         return sum(self._known)
 
 

@@ -114,3 +114,24 @@ exec("here = inspect.getmodule(sys._getframe())", spoof)  # says that it is json
 assert spoof["here"] is not sys.modules["json"]
 assert inspect.getmodule(json.decoder.JSONDecoder) is json.decoder
 """)
+
+
+RENAMINGS = """
+from transformers import conversion_mapping
+for name, found in conversion_mapping._build_checkpoint_conversion_mapping().items():
+    for transform in found:
+        key = "model.layers.0.self_attn.q_proj.weight"
+        print(name, transform.compiled_sources.pattern, transform.rename_source_key(key))
+"""
+
+
+def test_renamings_of_weights_are_compiled_when_they_are_used() -> None:
+    own = _output(OWN + """
+from copy import deepcopy
+from transformers import conversion_mapping
+found = conversion_mapping._build_checkpoint_conversion_mapping()
+every = [transform.compiled_sources for several in found.values() for transform in several]
+assert len(every) > 500 and not [one for one in every if "_compiled" in vars(one)]
+assert deepcopy(every[0]).search("nothing at all") is None and "_compiled" in vars(every[0])
+""" + RENAMINGS)
+    assert own == _output(RENAMINGS)

@@ -172,7 +172,9 @@ assert isinstance(ShapeEnv, type)""",
 try:
     from torch.fx.experimental.symbolic_shapes import nothing_like_this
 except ImportError:
-    pass""",
+    pass
+else:
+    raise SystemExit("it was there")""",
     "a sum of dimensions": """
 import onnx_ir
 assert onnx_ir.SymbolicDim("a") + 1 == onnx_ir.SymbolicDim("a + 1")""",
@@ -240,16 +242,6 @@ torch.nn.functional.embedding_bag(torch.zeros(1, 2, dtype=torch.long, device="me
 """)
 
 
-COUNT = """
-calls = []
-def shape():
-    calls.append(1)
-    table = torch.empty(4, 3, device="meta")
-    rows = torch.zeros(1, 2, dtype=torch.long, device="meta")
-    return torch.nn.functional.embedding_bag(rows, table).shape
-"""
-
-
 def test_a_torch_that_nobody_tried_is_imported_as_it_is() -> None:
     _output("""
 import sys
@@ -262,6 +254,16 @@ assert not isinstance(torch._meta_registrations, standins.StandIn) and torch.ops
 assert not isinstance(torch.optim, standins.StandIn)
 assert isinstance(torch._dynamo, standins.StandIn)
 """)
+
+
+COUNT = """
+calls = []
+def shape():
+    calls.append(1)
+    table = torch.empty(4, 3, device="meta")
+    rows = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    return torch.nn.functional.embedding_bag(rows, table).shape
+"""
 
 
 def test_what_stops_for_want_of_an_operator_runs_again_with_it() -> None:
