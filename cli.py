@@ -17,7 +17,7 @@ import click
 from modelport import __version__, commands, plugins
 from modelport.checkpoints import lean
 from modelport.console import Output
-from modelport.errors import ModelportError, unexpected
+from modelport.errors import ModelportError, UsageError, unexpected
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -40,8 +40,9 @@ class Commands(click.Group):
 def cli() -> None:
     """Turn transformers checkpoints into artifacts that are proven equal to them.
 
-    Exit codes: 0 ok, 1 unexpected, 2 usage, 3 parity failed, 4 refused for safety, 5 sweep
-    incomplete, 6 something needed is absent, 130 interrupted, 143 terminated.
+    Exit codes: 0 ok, 1 no graph, or unexpected, 2 usage, 3 not proven, not as asked for, or slower
+    than allowed, 4 refused for safety, 5 sweep incomplete, 6 something needed is absent, 130
+    interrupted, 143 terminated.
     """
 
 
@@ -58,10 +59,13 @@ def execute(arguments: Sequence[str] | None = None) -> int:
         output.error(error)
         return error.exit_code
     except click.ClickException as error:
+        if "--json" in (sys.argv[1:] if arguments is None else arguments):
+            output.as_json, output.quiet = True, True  # click itself tells it to people
+            output.error(UsageError(error.format_message()))
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; nothing is half written", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +36,12 @@ class Output:
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
+    _told: bool = field(default=False, init=False, repr=False)
 
     def result(self, data: Any, view: RenderableType | Callable[[], RenderableType]) -> None:
         """Print a command's result: ``data`` as JSON, or ``view`` for a person."""
         if self.as_json:
+            self._told = True
             print(json.dumps(data, indent=2, sort_keys=True, default=str))
             return
         _console(stderr=False).print(view() if callable(view) else view)
@@ -55,8 +57,11 @@ class Output:
             _console(stderr=True).print(view)
 
     def error(self, error: ModelportError) -> None:
-        """Report an error where the reader of this run looks for it."""
-        if self.as_json:
+        """Report an error where the reader of this run looks for it.
+
+        After a result, which is the one document on stdout, it is told on stderr.
+        """
+        if self.as_json and not self._told:
             print(json.dumps({"error": error.record()}, indent=2, sort_keys=True))
             if self.quiet:
                 return

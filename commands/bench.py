@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..console import Output
-from ..errors import ParityError
+from ..errors import ParityError, UsageError
 from ._shared import DEVICE, FILE, SETTINGS, common, percent, sizes
 
 SCENARIOS = {"single-stream": "SingleStream", "multi-stream": "MultiStream", "server": "Server",
              "offline": "Offline"}
 BATCHINGS = ("padded", "sorted", "token-budget")
+GENERATING = {"new_tokens", "eager"}
+"""Options of models that generate."""
+OF_ONE_GRAPH = {
+    "runtime_names", "batching", "corpus", "token_budget", "scenario", "duration", "target_rate",
+    "target_latency", "samples", "seconds", "memory_limit", "p95", "against", "max_regression",
+}
+"""Options that are not theirs."""
+SAMPLES = 140
+"""Calls of a cell: five processes then support a 99th percentile, which takes 662."""
 
 
 class _Bench(click.Command):
@@ -46,7 +55,8 @@ class _Bench(click.Command):
               help="To generate, for models that do; --seq-lens are their prompts.")
 @click.option("--eager", "eager", default="dynamic,static,compiled", show_default=True,
               help="How transformers generates beside them.")
-@click.option("--threads", default=None, help="Thread counts, such as 1,2; default: all cores.")
+@click.option("--threads", default=None,
+              help="Thread counts, such as 1,2; default: every core this process may use.")
 @click.option("--batching", help="Measure a corpus, cut like this: padded,sorted,token-budget.")
 @click.option("--corpus", type=FILE,
               help="Text, one sentence a line; default: the built-in lengths.")
@@ -61,16 +71,20 @@ class _Bench(click.Command):
               default=100.0, show_default=True, help="For 99 % of the answers in scenario server.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True,
               help="Fresh processes for each cell; claims need 5.")
+@click.option("--samples", type=click.IntRange(11), default=SAMPLES, show_default=True,
+              help="Timed calls of one cell; p99 needs 662 over all rounds.")
 @click.option("--seconds", type=click.FloatRange(0), default=10.0, show_default=True,
-              help="Sampling time of one cell.")
+              help="After so long a cell is sampled no more, once it has 11 samples.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0,
-              show_default=True, help="Seconds until a cell is killed.")
+              show_default=True,
+              help="Seconds until a cell is killed; of a model that generates, for each shape.")
 @click.option("--memory-limit", type=click.FloatRange(0, min_open=True), metavar="GB")
 @click.option("--p95", type=click.FloatRange(0, min_open=True), metavar="MS",
               help="Recommend the best within this latency.")
 @click.option("--against", type=click.Path(exists=True, path_type=Path),
               help="An older run, or an artifact with a benchmark.")
-@click.option("--max-regression", callback=percent, default="5%", show_default=True)
+@click.option("--max-regression", callback=percent, default="5%", show_default=True,
+              help="Of --against: exit code 3 where something is surely slower by more.")
 @click.option("--output", "destination", type=click.Path(path_type=Path), default="run",
               show_default=True, help="Where cells and the report are kept.")
 @click.option("--self-test", is_flag=True, help="Show that the statistics hold what they say.")
@@ -96,20 +110,56 @@ def bench(
     if not paths:
         raise click.UsageError("name at least one artifact")
     if pipeline.generates(paths[0]):
+        _refuse(OF_ONE_GRAPH, f"{paths[0]}, a model that generates")
         return _generation(output, paths, destination, new_tokens, eager, **chosen)
+    _refuse(GENERATING, f"{paths[0]}, which is one graph")
+    # Read before anything is measured: it may lie where the new report goes.
+    past = None if against is None else _past(against, destination)
     with output.progress() as notify:
         report = pipeline.bench(paths, destination, _grid(**chosen), notify=notify)
     output.result(
         json.loads((destination / "benchmark.json").read_text(encoding="utf-8")),
         lambda: benchmark.renderable(report),
     )
-    if against is not None:
-        comparison = pipeline.against(report, against, max_regression)
+    if past is not None:
+        comparison = benchmark.compare_runs(report, past, max_regression=max_regression)
         output.aside(benchmark.comparison_renderable(comparison))
+        comparison.require_counterparts(against)
         if comparison.past_limit:
             return ParityError.exit_code
     report.require_complete()
     return 0
+
+
+def _refuse(names: set[str], what: str) -> None:
+    """Options that were given and would be ignored.
+
+    Raises:
+        UsageError: names them.
+    """
+    context = click.get_current_context()
+    given = [parameter.opts[0] for parameter in context.command.params
+             if parameter.name in names
+             and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE]
+    if given:
+        raise UsageError(f"{', '.join(given)} cannot be used with {what}", hint="leave it out")
+
+
+def _past(against: Path, destination: Path) -> Any:
+    """The older report; a run cannot be compared with itself."""
+    from ..runtimes import benchmark
+
+    run = against if against.is_dir() else against.parent
+    if run.resolve() == destination.resolve():
+        raise UsageError(f"{against} is where this run goes, and would be replaced",
+                         hint="another --output")
+    return benchmark.load_report(against)
+
+
+def _cores(threads: str | None) -> tuple[int, ...]:
+    from ..runtimes import benchmark
+
+    return sizes(threads) or (benchmark.cores(),)
 
 
 def _generation(
@@ -117,14 +167,14 @@ def _generation(
     baseline: str | None, baseline_weights: Any, device: str, batch_sizes: str | None,
     seq_lens: str | None, threads: str | None, rounds: int, timeout: float, **_: Any,
 ) -> int:
-    """Measure models that generate; options of other measurements are not theirs."""
+    """Measure models that generate."""
     from .. import pipeline
     from ..runtimes import benchmark
 
     shapes = tuple(benchmark.Shape(batch, prompt, new_tokens)
                    for batch in sizes(batch_sizes or "1,8,64")
                    for prompt in sizes(seq_lens or "16,128,512"))
-    cores = sizes(threads) or (os.cpu_count() or 1,)
+    cores = _cores(threads)
     if len(cores) > 1:
         raise click.BadParameter("one thread count at a time, for models that generate")
     grid = pipeline.GenerationGrid(
@@ -145,8 +195,8 @@ def _generation(
 def _grid(
     *, baseline: str | None, baseline_weights: str, device: str, runtime_names: str | None,
     batch_sizes: str | None, seq_lens: str | None, threads: str | None, batching: str | None,
-    corpus: Path | None, token_budget: int, rounds: int, seconds: float, timeout: float,
-    memory_limit: float | None, p95: float | None, **traffic: Any,
+    corpus: Path | None, token_budget: int, rounds: int, samples: int, seconds: float,
+    timeout: float, memory_limit: float | None, p95: float | None, **traffic: Any,
 ) -> Any:
     """What to measure, from the options of ``bench``."""
     from .. import pipeline
@@ -166,13 +216,13 @@ def _grid(
             "devices": (device,),
             "batches": sizes(batch_sizes or "1,2,4,8,16,32,64") if shapes else (),
             "sequences": sizes(seq_lens or "16,128,384") if shapes else (),
-            "threads": sizes(threads) or (os.cpu_count() or 1,),
+            "threads": _cores(threads),
             "batchings": batchings,
             "corpus_batches": sizes(batch_sizes or "32"),
             "budgets": (token_budget,),
             "traffic": loads,
             "rounds": rounds,
-            "sampling": benchmark.Sampling(seconds=seconds),
+            "sampling": benchmark.Sampling(samples=samples, seconds=seconds),
             "timeout": timeout,
             "memory_limit": int(memory_limit * 1e9) if memory_limit else None,
             "p95_limit": p95 / 1e3 if p95 else None,

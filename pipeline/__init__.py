@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .benchmarking import Grid, against, bench, open_path
+    from .benchmarking import Grid, bench, open_path
     from .bisecting import Bisection, bisect
     from .exporting import default_output, export
     from .generation_speed import GenerationGrid, bench_generation, generates, open_generator
@@ -26,7 +26,6 @@ _HOMES = {
     "Grid": "benchmarking",
     "Limits": "validating",
     "ModelRequest": "request",
-    "against": "benchmarking",
     "bench": "benchmarking",
     "bench_generation": "generation_speed",
     "bisect": "bisecting",
@@ -50,7 +49,6 @@ __all__ = [
     "Grid",
     "Limits",
     "ModelRequest",
-    "against",
     "bench",
     "bench_generation",
     "bisect",

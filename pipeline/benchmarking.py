@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from .request import ModelRequest, Notify
 if TYPE_CHECKING:
     from ..artifacts import Artifact
     from ..checkpoints import Checkpoint, LoadedModel
-    from ..runtimes.benchmark import Cell, CorpusSource, RunComparison, RunReport, Subject, Work
+    from ..runtimes.benchmark import Cell, CorpusSource, RunReport, Subject, Work
     from ..session import Session
 
 DEFAULT_RUNTIMES = ("onnxruntime", "torchscript", "aotinductor", "tensorrt", "torch_eager")
@@ -120,11 +120,6 @@ def bench(
         *_of_files(files, contract, wanted),
         *_of_baseline(source, wanted),
     ]
-    if not subjects:
-        raise UsageError(
-            f"none of the runtimes {', '.join(grid.runtimes)} opens any of these",
-            allowed=", ".join(runtimes.names()),
-        )
     options = dict(grid.sweep)
     if grid.corpus is not None:
         homes = [a.root for a in measured] + ([source.root] if source else [])
@@ -197,6 +192,7 @@ def _of_artifacts(measured: Sequence[Artifact], wanted: Sequence[Entrant]) -> li
         manifest = artifact.manifest
         known = {r.name for r in runtimes.for_format(artifact.format)}
         able = [entrant for entrant in wanted if entrant.runtime in known]
+        _require(able, artifact.root, known, wanted)
         for entrant in able:
             parity = manifest.parity.verdict if manifest.parity_is_current and manifest.parity \
                 else "not validated"
@@ -213,6 +209,16 @@ def _of_artifacts(measured: Sequence[Artifact], wanted: Sequence[Entrant]) -> li
                 )
             )
     return found
+
+
+def _require(
+    able: Sequence[Entrant], root: Path, known: Collection[str], wanted: Sequence[Entrant]
+) -> None:
+    """What was named is measured, or it is said at once why not."""
+    if not able:
+        raise UsageError(
+            f"none of the runtimes {', '.join(e.text for e in wanted)} opens {root}",
+            allowed=", ".join(sorted(known)) or "files of a runtime's own format")
 
 
 def _contract(
@@ -234,7 +240,9 @@ def _of_files(
 ) -> list[Subject]:
     found = []
     for file in files:
-        able = [e for e in wanted if file.suffix in runtimes.get(e.runtime).suffixes]
+        known = {name for name in runtimes.names() if file.suffix in runtimes.get(name).suffixes}
+        able = [entrant for entrant in wanted if entrant.runtime in known]
+        _require(able, file, known, wanted)
         content = {"file": str(file.absolute()), "spec": to_jsonable_python(spec)}
         for entrant in able:
             name = f"{file.parent.name}/{file.name}"
@@ -264,16 +272,18 @@ def _of_baseline(source: Checkpoint | None, wanted: Sequence[Entrant]) -> list[S
     if source is None:
         return []
     known = {r.name for r in runtimes.for_format(runtimes.CHECKPOINT)}
+    able = [entrant for entrant in wanted if entrant.runtime in known]
+    if all(_computed_in(entrant) != "float32" for entrant in able):
+        # The others are compared with the model as it was published, whatever else is measured.
+        able.append(Entrant.of("torch_eager"))
     found = []
-    for entrant in wanted:
-        if entrant.runtime not in known:
-            continue
-        dtype = str(entrant.options.get("dtype", "float32"))
+    for entrant in able:
+        dtype = _computed_in(entrant)
         found.append(
             benchmark.Subject(
                 name=entrant.name(Path(source.origin.model).name, alone=False),
                 path=_spelled(source, dtype),
-                identity=source.scan.digest,
+                identity=f"{source.scan.digest} {source.task}",
                 runtime=entrant.runtime,
                 dtype=dtype,
                 options={k: v for k, v in entrant.options.items() if k != "dtype"},
@@ -282,6 +292,11 @@ def _of_baseline(source: Checkpoint | None, wanted: Sequence[Entrant]) -> list[S
             )
         )
     return found
+
+
+def _computed_in(entrant: Entrant) -> str:
+    """The dtype that a runtime of the source was asked for."""
+    return str(entrant.options.get("dtype", "float32"))
 
 
 def _dtype(entrant: Entrant, stated: str) -> str:
@@ -337,11 +352,4 @@ def _work(source: Checkpoint | None) -> Callable[[Cell], Work | None]:
         return benchmark.Work(float(flops), float(weights))
 
     return lambda cell: None if cell.batching else counted(cell.batch, cell.sequence)
-
-
-def against(new: RunReport, old: Path, limit: float) -> RunComparison:
-    """Compare a run with an older one, given as its directory, file, or a measured artifact."""
-    before = benchmark.load_report(old)
-    found: RunComparison = benchmark.compare_runs(new, before, max_regression=limit)
-    return found
 

@@ -250,6 +250,7 @@ def program(
         return ""
     try:
         found = json.loads(done.stdout)["error"]["found"]
-    except (ValueError, KeyError, TypeError):
-        found = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    except (ValueError, KeyError, TypeError):  # it had a result first, and tells the error there
+        said = done.stderr.strip().splitlines() or ["no message"]
+        found = next((x.removeprefix("error: ") for x in said if x.startswith("error: ")), said[-1])
     return f"exit code {done.returncode}: {found}"

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...errors import GateRefused
 from . import statistics as st
 from .summary import paces
 
@@ -34,6 +35,7 @@ class RunComparison:
     """Attributes:
         same_machine: the environments are equal; if not, differences may be the machine's.
         only_new, only_old: labels without a counterpart.
+        repeated: labels whose samples are those of the older run, read from disk again.
     """
 
     changes: tuple[Change, ...]
@@ -41,6 +43,7 @@ class RunComparison:
     same_machine: bool
     only_new: tuple[str, ...] = ()
     only_old: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
 
     @property
     def regressions(self) -> tuple[Change, ...]:
@@ -51,25 +54,55 @@ class RunComparison:
         """What a command should fail for."""
         return tuple(c for c in self.changes if c.past_limit)
 
+    def require_counterparts(self, against: object) -> None:
+        """Raise where nothing could be compared: a gate that saw nothing has not been passed.
+
+        Raises:
+            GateRefused: says what each side measured.
+        """
+        if self.changes:
+            return
+        if self.repeated:
+            raise GateRefused(f"every measurement is the one that {against} already holds",
+                              hint="measure anew: another --output")
+        machine = "" if self.same_machine else " (another machine)"
+        raise GateRefused(
+            f"no measurement has a counterpart in {against}{machine}; "
+            f"now: {_some(self.only_new)}; then: {_some(self.only_old)}",
+            allowed="the same artifact's name, runtime, device, threads, shapes and corpus")
+
 
 def compare_runs(
     new: RunReport, old: RunReport, *, max_regression: float = 0.05, seed: int = 0
 ) -> RunComparison:
-    """Match configurations by subject, runtime, device, dtype, threads, options and shape.
+    """Match configurations by subject, runtime, device, dtype, threads, options, shape and corpus.
 
     Artifacts may differ (that is the point); what the user named must be equal. Rounds of
     different runs are not paired.
     """
     recent, earlier = _grouped(new), _grouped(old)
-    changes = []
+    changes, repeated = [], []
+    floor = max([0.0, *new.floors.values(), *old.floors.values()])
     for name in recent.keys() & earlier.keys():
-        floor = max([0.0, *new.floors.values(), *old.floors.values()])
-        changes.append(_change(recent[name], earlier[name], floor, max_regression, seed))
+        if _samples(recent[name]) == _samples(earlier[name]):
+            repeated.append(recent[name][0].cell.label())
+        else:
+            changes.append(_change(recent[name], earlier[name], floor, max_regression, seed))
     changes.sort(key=lambda c: c.label)
     return RunComparison(
         tuple(changes), max_regression, new.environment.digest == old.environment.digest,
         tuple(sorted(recent[n][0].cell.label() for n in recent.keys() - earlier.keys())),
-        tuple(sorted(earlier[n][0].cell.label() for n in earlier.keys() - recent.keys())))
+        tuple(sorted(earlier[n][0].cell.label() for n in earlier.keys() - recent.keys())),
+        tuple(sorted(repeated)))
+
+
+def _samples(results: list[CellResult]) -> set[tuple[float, ...]]:
+    return {result.samples for result in results}
+
+
+def _some(labels: tuple[str, ...]) -> str:
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    return ", ".join(labels[:3]) + more or "nothing"
 
 
 def _grouped(report: RunReport) -> dict[tuple[Any, ...], list[CellResult]]:
@@ -78,7 +111,9 @@ def _grouped(report: RunReport) -> dict[tuple[Any, ...], list[CellResult]]:
     for result in report.results:
         name = _name(result.cell)
         if result.status == "ok" and not result.cell.twin and name in usable:
-            groups[name].append(result)
+            found = result.corpus
+            corpus = (found.sentences, found.tokens) if found else None
+            groups[*name, corpus].append(result)
     return groups
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import BackendUnavailable, ModelportError
 from . import feeds, sweep
-from .cell import Company, Job, _reset_peak, _settle, _status, classify, sample
+from .cell import Company, Job, _reset_peak, _settle, _status, classify, follow, sample
 from .environment import gpu_readings
 from .environment import read as read_environment
 from .records import Cell, CellResult, ColdStart, Memory, write_json
@@ -107,7 +107,9 @@ def _measure(job: Job, empty: CellResult) -> CellResult:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the process: paths of the job and of the result."""
     job_path, result_path = map(Path, sys.argv[1:] if arguments is None else arguments)
-    write_json(result_path, asdict(measure(Job.read(job_path))))
+    job = Job.read(job_path)
+    follow(job.parent)
+    write_json(result_path, asdict(measure(job)))
     return 0
 
 

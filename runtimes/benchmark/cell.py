@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from array import array
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -60,6 +60,8 @@ LEAST_PLACED = 0.5
 """Share of nodes on the device below which a measurement is not one of that device. Runtimes put
 what computes shapes on the CPU by choice, hence not 1."""
 TRANSFER_SAMPLES = 11
+TELLING = 0.5
+"""Seconds after which the kernel's counters, in steps of 0.01 s, tell a tenth of a core."""
 _MEMORY = re.compile(
     r"out of memory|bad_alloc|can't allocate memory|cannot allocate memory|unable to allocate|"
     r"failed to allocate|memoryerror", re.IGNORECASE)
@@ -85,12 +87,13 @@ class Job:
     load: float
     memory_limit: int | None = None
     corpus: str | None = None
+    parent: int = field(default_factory=os.getpid)
 
     @classmethod
     def read(cls, path: Path) -> Job:
         data = json.loads(path.read_text("utf-8"))
         return cls(cell_from(data["cell"]), data["key"], data["load"], data["memory_limit"],
-                   data["corpus"])
+                   data["corpus"], data["parent"])
 
 
 def thread_environment(cell: Cell) -> dict[str, str]:
@@ -185,8 +188,6 @@ def _settle(job: Job) -> Conditions:
         resource.setrlimit(resource.RLIMIT_DATA, (job.memory_limit, job.memory_limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
-        # A cell whose parent was killed would disturb the one that the next run measures.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         Path("/proc/self/oom_score_adj").write_text("1000")
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[-job.cell.threads :])  # the first core serves interrupts
@@ -196,6 +197,17 @@ def _settle(job: Job) -> Conditions:
     shown = {k: os.environ[k] for k in thread_environment(job.cell) if k in os.environ}
     gpu = () if job.cell.device == "cpu" else tuple(gpu_readings(os.getpid()))
     return Conditions(affinity, shown, {}, job.load, clock_step(), gpu=gpu)
+
+
+def follow(parent: int) -> None:
+    """End when the process that started this one does, also where it already has.
+
+    What goes on without it would disturb what the next run measures.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit("the process that started this one is gone")
 
 
 class Company:
@@ -209,9 +221,19 @@ class Company:
         self._own, self._start = time.process_time(), time.perf_counter()
         return self
 
+    def outlast(self, call: Callable[[], None], seconds: float) -> None:
+        """Go on calling, untimed, until others would show.
+
+        Args:
+            seconds: that sampling may take; where this would be more than a twentieth, it is not
+                done, and nothing is known of others.
+        """
+        while seconds >= 20 * TELLING and time.perf_counter() - self._start < TELLING:
+            call()
+
     def __exit__(self, *_: object) -> None:
         after, elapsed = processor_time(), time.perf_counter() - self._start
-        if after is None or self._before is None or elapsed < 0.5:
+        if after is None or self._before is None or elapsed < TELLING:
             return
         own = time.process_time() - self._own
         busy, stolen = (b - a for a, b in zip(self._before, after, strict=True))
@@ -246,6 +268,7 @@ def _shape(session: Session, job: Job, result: CellResult) -> tuple[CellResult, 
     inner = inner_loop(t2 - t1, result.conditions.clock_step)
     with Company() as company:
         samples, stopped = sample(call, cell.sampling, inner)
+        company.outlast(call, cell.sampling.seconds)
     faults = _outputs(session.run(data))  # and the warm-up of the transfers
     result = replace(
         _accompanied(result, company), samples=samples, inner=inner, stopped=stopped,
@@ -334,7 +357,8 @@ def _corpus(session: Session, job: Job, result: CellResult) -> tuple[CellResult,
     assert job.corpus is not None
     source = _cut(load(Path(job.corpus)), session)
     assert cell.batching is not None
-    plan = batches(source.lengths, cell.batching, batch=cell.batch, budget=cell.budget)
+    most = _rows_at_once(session, cell.batch) if cell.batching == "token-budget" else cell.batch
+    plan = batches(source.lengths, cell.batching, batch=most, budget=cell.budget)
     data = [_rows(session, source, batch.rows, batch.length, cell) for batch in plan]
     sentence = _rows(session, source, (0,), source.lengths[0], cell)
     t0 = time.perf_counter()
@@ -372,8 +396,8 @@ def _load(session: Session, job: Job, result: CellResult) -> tuple[CellResult, f
     t2 = time.perf_counter()
     with Company() as company:
         found, taken = load.drive(
-            session, rows, source.lengths, cell.traffic, most=cell.batch, budget=cell.budget,
-            seed=cell.seed)
+            session, rows, source.lengths, cell.traffic, most=_rows_at_once(session, cell.batch),
+            budget=cell.budget, seed=cell.seed)
     result = replace(_accompanied(result, company), samples=taken, stopped="load generator",
                      load=found, faults=_outputs(output))
     return result, t1 - t0, t2 - t1
@@ -408,6 +432,14 @@ def _cut(source: CorpusSource, session: Session) -> CorpusSource:
          and t.role in feeds.SEQUENTIAL), default=max(source.lengths))
     ids = source.ids and tuple(row[:longest] for row in source.ids)
     return replace(source, lengths=tuple(min(n, longest) for n in source.lengths), ids=ids)
+
+
+def _rows_at_once(session: Session, most: int) -> int:
+    """At most ``most``, and no more than the session takes."""
+    dims = session.spec.dims
+    limits = (dims[t.shape[0]].max for t in session.spec.inputs
+              if t.shape and isinstance(t.shape[0], str) and t.shape[0] in dims)
+    return min([most, *limits])
 
 
 def _rows(
@@ -494,7 +526,9 @@ def _reset_peak() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the process: paths of the job and of the result."""
     job_path, result_path = map(Path, sys.argv[1:] if arguments is None else arguments)
-    result = measure(Job.read(job_path))
+    job = Job.read(job_path)
+    follow(job.parent)
+    result = measure(job)
     write_json(result_path, asdict(result))
     return 0
 

@@ -74,7 +74,7 @@ def read() -> Environment:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         cpu=info.get("model name") or platform.processor() or platform.machine(),
-        cores=_cores(),
+        cores=cores(),
         physical=_physical(),
         flags=tuple(f for f in FLAGS if f in info.get("flags", info.get("Features", "")).split()),
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -86,7 +86,8 @@ def read() -> Environment:
     )
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Logical cores that this process may use: fewer than there are in a container, say."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

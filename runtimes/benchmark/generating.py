@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 import importlib
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .cell import PR_SET_PDEATHSIG
-from .generation import Contestant, Measured, Process, Sample, Shape
+from .cell import follow
+from .generation import Contestant, Measured, Process, Sample, Shape, read_process
 from .records import write_json
 
 OPENER = "...pipeline", "open_generator"
@@ -42,8 +40,16 @@ class Clock:
         return scores
 
 
-def measure(job: Mapping[str, Any]) -> Process:
-    """Open the job's contestant and measure every shape; a shape that fails does not end it."""
+def measure(
+    job: Mapping[str, Any], keep: Callable[[Process], None] = lambda _: None,
+    before: Process | None = None,
+) -> Process:
+    """Open the job's contestant and measure every shape; a shape that fails does not end it.
+
+    Args:
+        keep: told of the process as it stands once it is open, and after each shape.
+        before: what an earlier process measured of the same round; kept beside what comes.
+    """
     import torch
 
     torch.set_num_threads(job["threads"])
@@ -55,9 +61,18 @@ def measure(job: Mapping[str, Any]) -> Process:
                    options={"threads": job["threads"], **contestant.options})
     opened = time.perf_counter() - start
     resident = _status("VmRSS")
-    shapes = tuple(
-        _shape(model, contestant, Shape(**shape), job) for shape in job["shapes"])
-    return Process(contestant.name, job["round"], opened, resident, _status("VmHWM"), shapes)
+    shapes = before.shapes if before else ()
+    peak = before.peak if before else 0
+
+    def so_far() -> Process:
+        return Process(contestant.name, job["round"], opened, resident,
+                       max(peak, _status("VmHWM")), shapes)
+
+    keep(so_far())
+    for shape in job["shapes"]:
+        shapes = (*shapes, _shape(model, contestant, Shape(**shape), job))
+        keep(so_far())
+    return so_far()
 
 
 def _shape(model: Any, contestant: Contestant, shape: Shape, job: Mapping[str, Any]) -> Measured:
@@ -160,14 +175,12 @@ def _status(name: str) -> int:
 
 def main(arguments: list[str]) -> int:
     given, place = map(Path, arguments)
-    if sys.platform == "linux":
-        # A process whose parent was killed would disturb what the next run measures.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     job = json.loads(given.read_text("utf-8"))
+    follow(job["parent"])
     if sys.platform == "linux":
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[-job["threads"]:])
-    write_json(place, asdict(measure(job)))
+    measure(job, lambda process: write_json(place, asdict(process)), read_process(place))
     return 0
 
 

@@ -4,7 +4,8 @@
 
 A subject is measured in a process of its own that opens it once and goes through all shapes; the
 processes of a round follow one another in seeded random order, and never run together. Rounds are
-the unit of replication. A finished process is on disk: the same call measures what is missing.
+the unit of replication. A finished shape is on disk at once, and a process that dies costs the
+shape it was at: another goes on with the next. The same call measures what is missing or failed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,9 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ...errors import IncompleteError, UsageError
-from . import environment
 from . import statistics as st
 from .cell import THREAD_VARIABLES
+from .environment import Environment, cores
+from .environment import read as read_environment
 from .records import digest, write_json
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ Mode = Literal["sessions", "dynamic", "static", "compiled"]
 and with one of fixed size and the forward compiled."""
 
 GENERATION = "generation.json"
+GIVE_UP = 2
+"""After so many rounds that failed at a shape it is not started again in this call."""
+NOT_STARTED = "not started again: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class GenerationRequest:
         baseline: name of the contestant that ratios are taken to.
         rounds: processes for each contestant; ratios get an interval from 5.
         repeats: timed calls for each shape in a process, after one that is not.
-        timeout: seconds until a process is ended.
+        timeout: seconds until a process that finishes no shape is ended.
     """
 
     contestants: tuple[Contestant, ...]
@@ -91,7 +96,7 @@ class GenerationRequest:
     baseline: str | None = None
     rounds: int = 5
     repeats: int = 3
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    threads: int = field(default_factory=cores)
     device: str = "cpu"
     timeout: float = 900.0
     seed: int = 0
@@ -130,7 +135,10 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What one process reports: seconds to open, resident bytes, and its shapes."""
+    """What one process reports: seconds to open, resident bytes, and its shapes.
+
+    Where one died and another went on, ``opened`` and ``resident`` are of the last.
+    """
 
     contestant: str
     round: int
@@ -153,6 +161,8 @@ class Line:
         faster: how many times faster than the baseline: decode, whole call.
         verdict: stable or not, with reasons.
         same: whether it generated what the baseline did; None without one.
+        failed: how many of its processes did not measure it.
+        failure: why there are no figures; with ``failed`` alone, why those failed.
     """
 
     contestant: str
@@ -168,6 +178,7 @@ class Line:
     total_speedup: st.Interval | None = None
     same: bool | None = None
     verdict: st.Verdict | None = None
+    failed: int = 0
     failure: str = ""
 
 
@@ -178,7 +189,7 @@ class GenerationReport:
     baseline: str | None
     lines: tuple[Line, ...]
     processes: tuple[Process, ...]
-    environment: environment.Environment
+    environment: Environment
 
     def line(self, contestant: str, shape: Shape) -> Line:
         """The line of a contestant at a shape."""
@@ -190,11 +201,31 @@ class GenerationReport:
         Raises:
             IncompleteError: says what, and why.
         """
-        if failed := [x for x in self.lines if x.failure]:
+        if failed := [x for x in self.lines if x.failed]:
             causes = dict.fromkeys(f"{x.contestant}, {x.shape}: {x.failure}" for x in failed)
             raise IncompleteError(
-                f"{len(failed)} of {len(self.lines)} lines failed: " + "; ".join(list(causes)[:5]),
+                f"{len(failed)} of {len(self.lines)} lines failed, in whole or in part: "
+                + "; ".join(list(causes)[:5]),
                 hint="run the same command again: it measures only what is missing")
+
+
+def load_generation(path: Path) -> GenerationReport:
+    """A report from its file or its run directory.
+
+    Raises:
+        UsageError: there is none, or it is not one.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    file = path / GENERATION if path.is_dir() else path
+    try:
+        return TypeAdapter(GenerationReport).validate_json(file.read_bytes())
+    except OSError as e:
+        raise UsageError(f"there is no measurement of a model that generates at {path}",
+                         hint="modelport bench") from e
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise UsageError(f"{file} is not one: {first['loc']}: {first['msg']}") from e
 
 
 def run_generation(
@@ -209,53 +240,109 @@ def run_generation(
     if len(set(names)) < len(names) or request.baseline not in (None, *names):
         raise UsageError(f"the baseline is {request.baseline!r}", allowed=", ".join(names))
     request.output.mkdir(parents=True, exist_ok=True)
-    found = environment.read()
+    found = read_environment()
     order = random.Random(request.seed)
-    done = []
+    done: list[Process] = []
     for number in range(request.rounds):
         turn = list(request.contestants)
         order.shuffle(turn)
         for contestant in turn:
             notify(f"round {number + 1}/{request.rounds} {contestant.name}")
-            done.append(_process(request, contestant, number, found.digest))
+            hopeless = _hopeless(contestant.name, request.shapes, done)
+            done.append(_process(request, contestant, number, found.digest, hopeless))
     report = summarise(request, tuple(done), found)
     write_json(request.output / GENERATION, asdict(report))
     return report
 
 
 def _process(
-    request: GenerationRequest, contestant: Contestant, number: int, machine: str
+    request: GenerationRequest, contestant: Contestant, number: int, machine: str,
+    hopeless: Sequence[Measured] = (),
 ) -> Process:
-    """Run a process, or read what it left before."""
+    """Measure the shapes that are missing, and read what earlier calls left.
+
+    Args:
+        hopeless: shapes that are not started, with the failure that says so.
+    """
     job = {
         "contestant": asdict(contestant), "round": number, "repeats": request.repeats,
         "shapes": [asdict(s) for s in request.shapes], "threads": request.threads,
         "device": request.device, "seed": request.seed,
     }  # fmt: skip
-    key = digest([job, machine])
-    place = request.output / f"{key}.json"
-    if place.exists():
-        return _reader().validate_json(place.read_bytes())
-    given = request.output / f"{key}.job"
-    write_json(given, job)
+    place = request.output / f"{digest([job, machine])}.json"
+    found = read_process(place)
+    if found is not None:  # what failed in an earlier call is tried again
+        found = replace(found, shapes=tuple(m for m in found.shapes if m.samples))
+        write_json(place, asdict(found))
+    lost = {m.shape: m for m in hopeless}
+    while missing := [s for s in request.shapes if s not in {*lost, *_done(found)}]:
+        reason = _run({**job, "shapes": [asdict(s) for s in missing]}, place, request)
+        found = read_process(place)
+        if found is None:
+            return Process(contestant.name, number, 0.0, 0, 0, (), failure=reason)
+        if left := [s for s in missing if s not in _done(found)]:
+            lost[left[0]] = Measured(left[0], failure=reason)  # the one that it was at
+    if found is None:
+        return Process(contestant.name, number, 0.0, 0, 0, tuple(lost.values()))
+    return replace(found, shapes=(*found.shapes, *lost.values()))
+
+
+def _done(found: Process | None) -> set[Shape]:
+    return {m.shape for m in found.shapes} if found else set()
+
+
+def _run(job: Mapping[str, Any], place: Path, request: GenerationRequest) -> str:
+    """One process, which adds its shapes to ``place``; how it ended, if it did not finish."""
+    given, log = place.with_suffix(".job"), place.with_suffix(".log")
+    write_json(given, {**job, "parent": os.getpid()})
     threads = {name: str(request.threads) for name in THREAD_VARIABLES}
-    command = [sys.executable, "-X", "faulthandler", "-m", f"{__package__}.generating",
+    command = [sys.executable, "-P", "-X", "faulthandler", "-m", f"{__package__}.generating",
                str(given), str(place)]
-    log = request.output / f"{key}.log"
     with log.open("wb") as out:
+        child = subprocess.Popen(
+            command, env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"},
+            stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:
-            ended = subprocess.run(
-                command, env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"},
-                stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                timeout=request.timeout, check=False).returncode
-            reason = f"it ended with status {ended}: {_last_line(log)}"
-        except subprocess.TimeoutExpired:
-            reason = f"it took more than {request.timeout:.0f} s"
+            ended = _ended(child, place, request.timeout)
+        finally:
+            child.kill()
+            child.wait()
     given.unlink(missing_ok=True)
-    if not place.exists():
-        return Process(contestant.name, number, 0.0, 0, 0, (), failure=reason)
-    log.unlink()
-    return _reader().validate_json(place.read_bytes())
+    if ended is None:
+        return f"it took more than {request.timeout:.0f} s"
+    reason = f"it ended with status {ended}: {_last_line(log)}"
+    if not ended:
+        log.unlink()
+    return reason
+
+
+def _ended(child: subprocess.Popen[bytes], place: Path, seconds: float) -> int | None:
+    """Its status; None when it finished nothing for so long."""
+    while True:
+        before = place.stat().st_mtime_ns if place.exists() else 0
+        try:
+            return child.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            if (place.stat().st_mtime_ns if place.exists() else 0) == before:
+                return None
+
+
+def _hopeless(name: str, shapes: Sequence[Shape], done: Sequence[Process]) -> list[Measured]:
+    """Shapes that a contestant failed at in :data:`GIVE_UP` rounds already."""
+    found = []
+    for shape in shapes:
+        failures = [why for p in done if p.contestant == name
+                    for m in (p.shapes or (Measured(shape),)) if m.shape == shape
+                    if (why := m.failure or p.failure)]
+        if len(failures) >= GIVE_UP:
+            last = failures[0].removeprefix(NOT_STARTED)
+            found.append(Measured(shape, failure=NOT_STARTED + last))
+    return found
+
+
+def read_process(place: Path) -> Process | None:
+    """What a process left; None where there is nothing yet."""
+    return _reader().validate_json(place.read_bytes()) if place.exists() else None
 
 
 def _last_line(log: Path) -> str:
@@ -271,7 +358,7 @@ def _reader() -> TypeAdapter[Process]:
 
 
 def summarise(
-    request: GenerationRequest, processes: Sequence[Process], found: environment.Environment
+    request: GenerationRequest, processes: Sequence[Process], found: Environment
 ) -> GenerationReport:
     """Lines of every contestant at every shape, in the request's order."""
     lines = tuple(
@@ -286,8 +373,11 @@ def _line(
     request: GenerationRequest, name: str, shape: Shape, processes: Sequence[Process]
 ) -> Line:
     mine = _runs(name, shape, processes)
+    started = sum(p.contestant == name for p in processes)
+    failed = started - len(mine)
+    why = _why(name, shape, processes) if failed else ""
     if not mine:
-        return Line(name, shape, failure=_why(name, shape, processes))
+        return Line(name, shape, failed=failed, failure=why)
     steps, totals = _of(mine, _steps), _of(mine, _totals)
     typical = st.centre(list(steps.values()), seed=request.seed)
     pooled = np.concatenate(list(steps.values()))
@@ -312,7 +402,11 @@ def _line(
         decode_speedup=speedups[0],
         total_speedup=speedups[1],
         same=same,
-        verdict=st.verdict(list(totals.values())),
+        verdict=st.verdict(
+            list(totals.values()),
+            unstable=[f"{failed} of {started} processes failed"] if failed else []),
+        failed=failed,
+        failure=why,
     )  # fmt: skip
 
 
@@ -320,9 +414,10 @@ def _speedup(
     theirs: dict[int, NDArray[np.float64]], mine: dict[int, NDArray[np.float64]], seed: int
 ) -> st.Interval:
     found = st.ratio(theirs, mine, seed=seed)
-    if min(len(theirs), len(mine)) > 1:
+    if len(theirs.keys() & mine.keys()) >= st.MIN_PROCESSES:
         return found
-    return st.Interval(found.value, found.value, found.value, basis="samples")  # no spread known
+    # Of so few processes no spread is known that could be claimed.
+    return st.Interval(found.value, found.value, found.value, basis="samples")
 
 
 def _runs(name: str | None, shape: Shape, processes: Sequence[Process]) -> dict[int, Measured]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .statistics import MIN_PROCESSES
 from .views import Table, _Fitting, _markdown_table, quantity
 
 if TYPE_CHECKING:
@@ -19,10 +18,9 @@ COLUMNS = ("run", "first token", "between tokens", "p95", "tokens/s", "whole cal
 
 def tables(report: GenerationReport) -> tuple[Table, ...]:
     """One table a shape, and what the processes cost to open."""
-    rounds = len({p.round for p in report.processes})
     found = []
     for shape in dict.fromkeys(line.shape for line in report.lines):
-        rows = tuple(_row(line, rounds) for line in report.lines if line.shape == shape)
+        rows = tuple(_row(line) for line in report.lines if line.shape == shape)
         found.append(Table(str(shape), COLUMNS, rows))
     opened = []
     for name in dict.fromkeys(p.contestant for p in report.processes):
@@ -67,8 +65,8 @@ def generation_markdown(report: GenerationReport, title: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _row(line: Line, rounds: int) -> tuple[str, ...]:
-    if line.failure:
+def _row(line: Line) -> tuple[str, ...]:
+    if line.step is None:
         return (line.contestant, line.failure, *("" for _ in COLUMNS[2:]))
     return (
         line.contestant,
@@ -78,8 +76,8 @@ def _row(line: Line, rounds: int) -> tuple[str, ...]:
         f"{line.rate:.1f}" if line.rate else "",
         _interval(line.total),
         quantity(line.cache, "bytes") if line.cache is not None else "?",
-        _speedup(line.decode_speedup, rounds),
-        _speedup(line.total_speedup, rounds),
+        _speedup(line.decode_speedup),
+        _speedup(line.total_speedup),
         {None: "", True: "yes", False: "no"}[line.same],
         "" if line.verdict is None else "; ".join((line.verdict.word, *line.verdict.reasons)),
     )
@@ -88,12 +86,13 @@ def _row(line: Line, rounds: int) -> tuple[str, ...]:
 def _interval(found: st.Interval | None) -> str:
     if found is None:
         return ""
-    half = max(found.high - found.value, found.value - found.low) / found.value
-    return f"{quantity(found.value, 's')} ± {half:.0%}"
+    shown = quantity(found.value, "s")
+    # Samples of one process say nothing of the spread between processes.
+    return f"{shown} ± {found.margin:.0%}" if found.basis == "processes" else shown
 
 
-def _speedup(found: st.Interval | None, rounds: int) -> str:
+def _speedup(found: st.Interval | None) -> str:
     if found is None:
         return ""
-    bounds = f" [{found.low:.2f}, {found.high:.2f}]" if rounds >= MIN_PROCESSES else ""
+    bounds = f" [{found.low:.2f}, {found.high:.2f}]" if found.basis == "processes" else ""
     return f"{found.value:.2f}{bounds}"

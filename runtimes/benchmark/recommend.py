@@ -102,9 +102,11 @@ def _within(
     p95 = best.row.percentile(0.95)
     assert p95 is not None
     assert p95.interval is not None
+    assert best.row.p50 is not None
+    margin = None if _margin(best.row.p50) is None else p95.interval.margin
     return Recommendation(
-        workload, "p95 within limit", best.row.label, p95.interval.value, "s",
-        p95.interval.margin, _ties(best, fitting, lambda c: c.paces, seed), _caution(best))
+        workload, "p95 within limit", best.row.label, p95.interval.value, "s", margin,
+        _ties(best, fitting, lambda c: c.paces, seed), _caution(best))
 
 
 def _ties(

@@ -108,13 +108,19 @@ def samples_needed(q: float) -> int:
     return low
 
 
-def percentile(samples: NDArray[np.float64], q: float) -> Percentile:
+def percentile(
+    samples: NDArray[np.float64], q: float, *, timings: int | None = None
+) -> Percentile:
     """The q-quantile with order-statistic bounds, free of any assumption on the distribution.
 
     The bounds are the order statistics l and u with P(B < l) and P(B >= u) each at most
     (1 - CONFIDENCE) / 2 for B ~ Binomial(n, q) (David & Nagaraja, Order Statistics, §7.1).
+
+    Args:
+        timings: how many of the samples were timed by themselves, where several share a time
+            (sentences of one batch): n is then this, and copies support nothing.
     """
-    n, needed = len(samples), samples_needed(q)
+    n, needed = len(samples) if timings is None else timings, samples_needed(q)
     if n < needed:
         return Percentile(q, None, n, needed)
     ordered = np.sort(samples)
@@ -122,8 +128,9 @@ def percentile(samples: NDArray[np.float64], q: float) -> Percentile:
     below = int(np.searchsorted(cdf, alpha, side="right"))  # largest l with P(B <= l - 1) <= alpha
     above = int(np.searchsorted(cdf, 1 - alpha, side="left")) + 1
     value = float(np.quantile(ordered, q))
-    low = float(ordered[max(below, 1) - 1])
-    high = float(ordered[min(above, n) - 1])
+    each = len(ordered) / n  # samples that share a time, on average
+    low = float(ordered[math.floor((max(below, 1) - 1) * each)])
+    high = float(ordered[math.ceil(min(above, n) * each) - 1])
     return Percentile(q, Interval(min(low, value), value, max(high, value), basis="samples"),
                       n, needed)
 
@@ -420,6 +427,8 @@ def _invalid(
 
 def _spread(processes: Sequence[NDArray[np.float64]], limits: Limits) -> list[str]:
     reasons = []
+    if sum(map(len, processes)) == 1:
+        reasons.append("one timing says nothing of the spread")
     medians = [float(np.median(p)) for p in processes]
     widest = max(iqr(p) / m for p, m in zip(processes, medians, strict=True))
     if widest > limits.iqr:

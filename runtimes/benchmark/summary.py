@@ -105,6 +105,7 @@ def _row(
                    last.runtime, parity, detail=f"{last.cause}: {last.detail}")
     times, pace = latencies(good), paces(good)
     pooled = np.concatenate(list(times.values()))
+    timings = sum(len(r.samples) for r in good)
     p50 = st.centre(list(times.values()), seed=request.seed)
     per_row = st.centre(list(pace.values()), seed=request.seed)
     corpus = good[0].corpus
@@ -114,7 +115,8 @@ def _row(
     return Row(
         cell, "ok", _verdict(good, len(group)), len(good), good[0].runtime, parity,
         p50, st.iqr(pooled),
-        tuple(st.percentile(pooled, q) for q in PERCENTILES), st.outliers(pooled),
+        tuple(st.percentile(pooled, q, timings=timings) for q in PERCENTILES),
+        st.outliers(pooled),
         _inverse(per_row), real / per_row.value, per_row,
         corpus.padding if corpus else None,
         1 / (per_row.value + extra) if extra is not None else None,

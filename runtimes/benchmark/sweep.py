@@ -81,7 +81,7 @@ class SweepRequest:
         rounds: fresh processes per cell; comparisons need 5.
         aa: measure the baseline twice at the smallest and largest shape, or without shapes at
             the first and last pass, for the noise floor.
-        timeout: seconds until a cell is killed.
+        timeout: seconds until a cell is killed, beside those its traffic lasts.
         memory_limit: bytes of private writable memory a cell may map (RLIMIT_DATA); on a GPU
             device it is not applied, because drivers reserve far more than they use.
         work: operations and bytes of one call, injected; None where unknown.
@@ -291,7 +291,10 @@ class _Runner:
         limit = self._request.memory_limit if cell.device == "cpu" else None
         corpus = str(self._request.output / CORPUS) if cell.batching or cell.traffic else None
         job = Job(cell, key, os.getloadavg()[0], limit, corpus)
-        return run_job(job, self._request.output / CELLS, self._request.timeout)
+        # What a load generator was asked to last comes on top; Offline may take it half as long
+        # again, since it is sent for calls that are quicker than those seen before it.
+        lasting = 2 * cell.traffic.seconds if cell.traffic else 0.0
+        return run_job(job, self._request.output / CELLS, self._request.timeout + lasting)
 
 
 def _config(cell: Cell) -> str:

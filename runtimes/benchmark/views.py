@@ -129,9 +129,12 @@ def comparison_renderable(comparison: RunComparison) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    note = () if comparison.same_machine else (
-        Text("the two runs were made in different environments", style="yellow"),)
-    return Group(_Fitting(comparison_table(comparison)), *note)
+    notes = [] if comparison.same_machine else ["the two runs were made in different environments"]
+    notes += [f"{what}: {', '.join(labels)}" for what, labels in (
+        ("only in the new run", comparison.only_new), ("only in the old run", comparison.only_old),
+        ("the old run's own samples", comparison.repeated)) if labels]
+    return Group(_Fitting(comparison_table(comparison)),
+                 *(Text(line, style="yellow") for line in notes))
 
 
 def comparison_table(comparison: RunComparison) -> Table:

@@ -48,7 +48,8 @@ def options(**given):
         ("baseline", "runtime_names", "batch_sizes", "seq_lens", "threads", "batching", "corpus",
          "memory_limit", "p95", "scenario", "target_rate"))
     fixed = {"baseline_weights": "pretrained", "device": "cpu", "token_budget": 4096, "rounds": 5,
-             "seconds": 1.0, "timeout": 1.0, "duration": 60.0, "target_latency": 100.0}
+             "samples": 140, "seconds": 1.0, "timeout": 1.0, "duration": 60.0,
+             "target_latency": 100.0}
     return _grid(**{**defaults, **fixed, **given}).sweep
 
 
@@ -147,3 +148,76 @@ def test_a_runtime_takes_options_and_each_is_a_column(artifact, source, tmp_path
 def test_unknown_runtimes_and_options_are_refused(text, said, artifact, tmp_path):
     with pytest.raises(UsageError, match=said):
         pipeline.bench([artifact], tmp_path / "run", pipeline.Grid(runtimes=(text,)))
+
+
+def test_the_source_is_measured_whatever_runtimes_are_named(artifact, source, tmp_path, capsys):
+    found = bench(capsys, artifact, "--baseline", source, "--batch-sizes", "1", "--seq-lens", "4",
+                  "--runtimes", "onnxruntime,torch_eager:dtype=bfloat16", "--output",
+                  tmp_path / "run")
+    assert {row["cell"]["subject"] for row in found["rows"]} == {
+        "onnx", "model/torch_eager", "model/torch_eager:dtype=bfloat16"}
+    assert found["reference"] == "model/torch_eager"
+
+
+def test_the_source_for_another_task_is_another_measurement(artifact, source, tmp_path):
+    from modelport.pipeline.benchmarking import Entrant, _of_baseline
+
+    (first,), (second,) = (
+        _of_baseline(pipeline.ModelRequest(str(source), task=task).resolve(),
+                     [Entrant.of("torch_eager")])
+        for task in ("text-classification", "feature-extraction"))
+    assert first.identity != second.identity
+
+
+def test_an_artifact_that_no_named_runtime_opens_is_refused(artifact, tmp_path):
+    with pytest.raises(UsageError, match=r"torchscript opens .*onnx") as caught:
+        pipeline.bench([artifact], tmp_path / "run", pipeline.Grid(runtimes=("torchscript",)))
+    assert "onnxruntime" in caught.value.allowed
+
+
+ONE = ["--batch-sizes", "1", "--seq-lens", "4", "--runtimes", "onnxruntime", *QUICK]
+
+
+def test_a_run_is_held_against_an_older_one(artifact, tmp_path, capsys):
+    """The whole gate by its exit codes; what counts as slower is the statistics' business."""
+    def asked(output, *more):
+        code = execute(["bench", str(artifact), *ONE, "--output", str(output), *map(str, more)])
+        return code, capsys.readouterr()
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert asked(old)[0] == 0
+    kept = (old / "benchmark.json").read_bytes()
+    code, said = asked(old, "--against", old)
+    assert code == 2
+    assert "would be replaced" in said.err
+    assert (old / "benchmark.json").read_bytes() == kept
+    code, said = asked(new, "--against", old)
+    assert code == 0
+    assert "not compared" in said.err  # one round supports no claim
+    json.loads(said.out)
+    code, said = asked(new, "--against", old, "--seq-lens", "5")
+    assert code == 3
+    assert "no measurement has a counterpart" in said.err
+    json.loads(said.out)  # one document: the error comes after it, on stderr
+    assert asked(new, "--against", tmp_path)[0] == 2
+
+
+def test_options_that_would_be_ignored_are_refused(artifact, monkeypatch, capsys):
+    assert execute(["bench", str(artifact), "--new-tokens", "4"]) == 2
+    assert "--new-tokens cannot be used" in capsys.readouterr().err
+    monkeypatch.setattr(pipeline, "generates", lambda _: True)
+    assert execute(["bench", str(artifact), "--against", str(artifact), "--p95", "3"]) == 2
+    assert "--p95, --against cannot be used" in capsys.readouterr().err
+
+
+def test_a_usage_error_is_a_document_too(capsys):
+    assert execute(["bench", "--json", "--rounds", "0"]) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["error"]["exit_code"] == 2
+    assert "--rounds" in said.err
+
+
+def test_all_cores_are_those_that_this_process_may_use():
+    import os
+
+    assert options()["threads"] == (len(os.sched_getaffinity(0)),)

@@ -59,5 +59,5 @@ def outcome(asked, make, ceilings=()):
     return SweepOutcome(MACHINE, tuple(make(c) for c in plan(asked)), ceilings, 0, 0)
 
 
-def typical(seconds):
-    return lambda c: result(c, seconds[c.subject] * c.batch**0.5)
+def typical(seconds, seed=0):
+    return lambda c: result(c, seconds[c.subject] * c.batch**0.5, seed=seed)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -165,6 +166,29 @@ def test_a_pass_over_the_corpus_times_every_batch(tmp_path):
     assert found.tokens == 52 + 4096  # the last sentence is cut to what the session takes
     assert found.padded == 4 * 9 + 4 * 8 + 2 * 4096
     assert result.samples[2] > result.samples[0]
+
+
+def test_a_token_budget_cuts_no_more_rows_than_the_session_takes(tmp_path):
+    source = corpus.CorpusSource("short", (2,) * 5000)
+    corpus.save(source, tmp_path / "corpus.json")
+    one = cell(batching="token-budget", batch=1 << 20, budget=1 << 20, sequence=0)
+    result = run_job(replace(Job(one, one.key("h"), 0.0), corpus=str(tmp_path / "corpus.json")),
+                     tmp_path, 60.0)
+    assert result.status == "ok", result
+    assert sum(result.corpus.batches) == 5000
+    assert max(result.corpus.batches) <= 4096
+
+
+def test_company_is_looked_for_until_it_would_show(tmp_path):
+    seen = []
+    with measured.Company() as company:
+        company.outlast(lambda: seen.append(time.sleep(0.01)), 10.0)
+    assert seen
+    assert company.foreign is not None
+    with measured.Company() as company:
+        company.outlast(lambda: seen.append("called"), 1.0)
+    assert "called" not in seen  # not for longer than the sampling itself might take
+    assert company.foreign is None
 
 
 def test_the_files_opener_names_no_code_of_its_own(tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,9 +66,10 @@ def test_the_first_token_and_the_steps_after_it_are_timed_apart(opened: Any) -> 
     (found,) = generating.measure(job()).shapes
     assert len(found.samples) == 2  # the first of three calls warms up
     for sample in found.samples:
-        assert sample.first == pytest.approx(0.04, abs=0.02)
+        # Sleeping takes at least so long; how much longer is the machine's.
+        assert sample.first >= 0.04
         assert len(sample.steps) == SHAPE.tokens - 1
-        assert all(step == pytest.approx(0.01, abs=0.008) for step in sample.steps)
+        assert all(step >= 0.01 for step in sample.steps)
         assert sample.total >= sample.first + sum(sample.steps)
     assert found.cache == 640
 
@@ -156,31 +158,126 @@ def test_what_failed_is_named_and_never_counted(tmp_path: Path) -> None:
         report.require_complete()
 
 
-def test_finished_processes_are_not_run_again(
+class Machine:
+    """Runs what a process would: takes its shapes one by one, and dies where it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, dies: Any = lambda name, shape: "") -> None:
+        self.dies, self.runs = dies, []
+        monkeypatch.setattr(generation, "_run", self)
+
+    def __call__(self, job: Any, place: Path, request: Any) -> str:
+        name = job["contestant"]["name"]
+        shapes = [Shape(**s) for s in job["shapes"]]
+        self.runs.append((name, job["round"], tuple(s.batch for s in shapes)))
+        if reason := self.dies(name, None):
+            return reason
+        before = generation.read_process(place)
+        made = dataclasses.replace(process(name, job["round"], 0.01),
+                                   shapes=before.shapes if before else ())
+        write_json(place, dataclasses.asdict(made))
+        for shape in shapes:
+            if reason := self.dies(name, shape):
+                return reason
+            (one,) = process(name, job["round"], 0.01).shapes
+            made = dataclasses.replace(
+                made, shapes=(*made.shapes, dataclasses.replace(one, shape=shape)))
+            write_json(place, dataclasses.asdict(made))
+        return ""
+
+
+THREE = tuple(Shape(batch, 4, 3) for batch in (1, 8, 64))
+
+
+def asked_of(tmp_path: Path, rounds: int) -> generation.GenerationRequest:
+    return dataclasses.replace(request(tmp_path, rounds=rounds), shapes=THREE)
+
+
+def test_a_process_that_dies_costs_the_shape_it_was_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs: list[str] = []
-
-    def run(command: list[str], **_: Any) -> Any:
-        given = json.loads(Path(command[-2]).read_text())
-        name = given["contestant"]["name"]
-        runs.append(name)
-        if name == "mine" and len(runs) < 4:  # its first process dies
-            return SimpleNamespace(returncode=-9)
-        made = process(name, given["round"], 0.01)
-        write_json(Path(command[-1]), dataclasses.asdict(made))
-        return SimpleNamespace(returncode=0)
-
-    monkeypatch.setattr(generation.subprocess, "run", run)
-    asked = request(tmp_path, rounds=1)
-    first = generation.run_generation(asked)
-    assert sorted(runs) == ["eager", "mine"]
-    assert "status -9" in first.line("mine", SHAPE).failure
-    runs += ["-", "-"]
-    second = generation.run_generation(asked)
-    assert runs[-1] == "mine"
-    assert len(runs) == 5
+    dead = {("mine", THREE[1])}
+    machine = Machine(monkeypatch, lambda *at: "status -9" if at in dead else "")
+    first = generation.run_generation(asked_of(tmp_path, 1))
+    assert first.line("mine", THREE[1]).failure == "status -9"
+    assert first.line("mine", THREE[0]).step is not None
+    assert first.line("mine", THREE[2]).step is not None
+    assert [r for r in machine.runs if r[0] == "mine"] == [
+        ("mine", 0, (1, 8, 64)), ("mine", 0, (64,))]
+    with pytest.raises(IncompleteError, match="mine, batch 8"):
+        first.require_complete()
+    machine.runs.clear()
+    dead.clear()
+    second = generation.run_generation(asked_of(tmp_path, 1))
+    assert machine.runs == [("mine", 0, (8,))]
     second.require_complete()
+
+
+def test_a_shape_that_failed_is_measured_anew_and_not_kept_as_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(monkeypatch)
+    asked = request(tmp_path, rounds=1)
+    generation.run_generation(asked)
+    for place in asked.output.glob("*.json"):
+        if place.name != generation.GENERATION:
+            kept = generation.read_process(place)
+            assert kept
+            failed = dataclasses.replace(kept, shapes=(Measured(SHAPE, failure="no memory"),))
+            write_json(place, dataclasses.asdict(failed))
+    machine.runs.clear()
+    generation.run_generation(asked).require_complete()
+    assert len(machine.runs) == 2
+
+
+def test_what_fails_in_two_rounds_is_not_started_in_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(monkeypatch, lambda name, shape: "gone" if shape == THREE[2] else "")
+    found = generation.run_generation(asked_of(tmp_path, 5))
+    asked = [r[2] for r in machine.runs if r[0] == "mine"]
+    assert asked == [(1, 8, 64)] * 2 + [(1, 8)] * 3
+    assert found.line("mine", THREE[2]).failed == 5
+    machine = Machine(monkeypatch, lambda name, shape: "cannot open" if name == "mine" else "")
+    found = generation.run_generation(
+        dataclasses.replace(asked_of(tmp_path, 5), output=tmp_path / "other"))
+    assert len([r for r in machine.runs if r[0] == "mine"]) == 2
+    assert {found.line("mine", s).failure for s in THREE} == {"cannot open"}
+
+
+def test_rounds_that_failed_are_told_beside_the_figures_of_the_others(tmp_path: Path) -> None:
+    report = summary(
+        tmp_path, *(process("eager", n, 0.02) for n in range(5)),
+        *(process("mine", n, 0.01, failure="" if n < 2 else "no memory") for n in range(5)))
+    line = report.line("mine", SHAPE)
+    assert (line.failed, line.failure) == (3, "no memory")
+    assert line.verdict is not None
+    assert line.verdict.reasons[0] == "3 of 5 processes failed"
+    shown = benchmark.generation_markdown(report, "Title")
+    assert "2.00 [" not in shown  # two processes support no interval
+    assert "10 ms ±" not in shown
+    with pytest.raises(IncompleteError, match="no memory"):
+        report.require_complete()
+
+
+def test_a_process_is_given_time_for_each_shape(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    shows = ("import pathlib, sys, time\n"
+             "for n in range(3):\n"
+             "    time.sleep(0.6)\n"
+             "    pathlib.Path(sys.argv[1]).write_text(str(n))\n")
+    with subprocess.Popen([sys.executable, "-c", shows, str(place)]) as child:
+        assert generation._ended(child, place, 1.5) == 0
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        assert generation._ended(child, place, 0.2) is None
+        child.kill()
+
+
+def test_a_report_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch)
+    asked = request(tmp_path, rounds=1)
+    assert generation.run_generation(asked) == benchmark.load_generation(asked.output)
+    with pytest.raises(UsageError, match="there is no measurement"):
+        benchmark.load_generation(tmp_path)
 
 
 @pytest.mark.parametrize("wrong", [(0, 4, 4), (1, 0, 4), (1, 4, 1)])

@@ -206,3 +206,20 @@ def test_an_invalid_measurement_says_why(processes, options, reason):
 
 def test_company_on_the_machine_makes_it_unstable():
     assert st.verdict(list(steady), foreign=0.5).reasons == ("others used 0.50 cores meanwhile",)
+
+
+def test_copies_of_a_timing_support_nothing():
+    few = st.percentile(np.repeat([1.0, 2.0, 3.0, 4.0], 50), 0.95, timings=4)
+    assert few.interval is None
+    assert (few.n, few.needed) == (4, 130)
+    many = np.arange(1.0, 201.0)
+    alone, copied = (st.percentile(many, 0.9),
+                     st.percentile(np.repeat(many, 10), 0.9, timings=200))
+    assert (copied.interval.low, copied.interval.high) == (alone.interval.low, alone.interval.high)
+    assert copied.n == 200
+
+
+def test_one_timing_is_not_called_stable():
+    found = st.verdict([np.array([1.0])])
+    assert found.word == "unstable"
+    assert "one timing" in found.reasons[0]

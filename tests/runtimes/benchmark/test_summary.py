@@ -185,3 +185,16 @@ def test_what_is_no_report_is_refused(tmp_path):
         load_report(tmp_path)
     with pytest.raises(UsageError, match="no benchmark"):
         load_report(Path("/nowhere/at/all"))
+
+
+def test_a_percentile_of_sentences_needs_that_many_timed_batches(tmp_path):
+    """Sixty-four sentences of a batch share one time."""
+    asked = request(tmp_path, subject("base"), rounds=1, batches=(), sequences=(),
+                    batchings=("padded",), corpus_batches=(64,), p95_limit=10.0)
+    text = Corpus(256, 2560, 3000, (64,) * 4, (640,) * 4)
+    report = summarise(asked, outcome(asked, lambda c: replace(
+        result(c, 1.0), samples=(1.0, 1.01, 0.99, 1.0), corpus=text)))
+    (found,) = report.rows
+    assert [(p.n, p.interval) for p in found.tails] == [(4, None)] * 3
+    assert found.verdict.word == "unstable"
+    assert advice(report, "p95 within limit").row == ""

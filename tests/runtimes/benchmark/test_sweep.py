@@ -168,8 +168,7 @@ def test_a_cell_dies_with_its_parent(tmp_path):
     while not (found := children.children()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(2)  # past the imports of the cell
-    parent.kill()
+    parent.kill()  # whatever the cell is at: it looks for its parent once it can
     parent.wait()
     gone, alive = psutil.wait_procs(found, timeout=10)
     assert gone
