@@ -86,7 +86,7 @@ def main() -> None:
     found = json.loads(data.read_text("utf-8")) if data.exists() else {}
     for name in chosen:
         report = measure(name, RUNS[name])
-        text = benchmark.generation_markdown(report, RUNS[name].title)
+        text = benchmark.markdown(report, RUNS[name].title)
         found[name] = {"report": to_jsonable_python(report), "markdown": text}
         data.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     parts = [found[name]["markdown"] for name in RUNS if name in found]

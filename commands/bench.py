@@ -21,7 +21,7 @@ GENERATING = {"new_tokens", "eager"}
 """Options of models that generate."""
 OF_ONE_GRAPH = {
     "runtime_names", "batching", "corpus", "token_budget", "scenario", "duration", "target_rate",
-    "target_latency", "samples", "seconds", "memory_limit", "p95", "against", "max_regression",
+    "target_latency", "samples", "seconds", "memory_limit", "p95",
 }
 """Options that are not theirs."""
 SAMPLES = 140
@@ -109,16 +109,22 @@ def bench(
         return 0 if test.passed else 1
     if not paths:
         raise click.UsageError("name at least one artifact")
-    if pipeline.generates(paths[0]):
+    generates = pipeline.generates(paths[0])
+    if generates:
         _refuse(OF_ONE_GRAPH, f"{paths[0]}, a model that generates")
-        return _generation(output, paths, destination, new_tokens, eager, **chosen)
-    _refuse(GENERATING, f"{paths[0]}, which is one graph")
+    else:
+        _refuse(GENERATING, f"{paths[0]}, which is one graph")
     # Read before anything is measured: it may lie where the new report goes.
     past = None if against is None else _past(against, destination)
+    report: Any
     with output.progress() as notify:
-        report = pipeline.bench(paths, destination, _grid(**chosen), notify=notify)
+        if generates:
+            grid = _generation(new_tokens=new_tokens, eager=eager, **chosen)
+            report = pipeline.bench_generation(paths, destination, grid, notify=notify)
+        else:
+            report = pipeline.bench(paths, destination, _grid(**chosen), notify=notify)
     output.result(
-        json.loads((destination / "benchmark.json").read_text(encoding="utf-8")),
+        json.loads(benchmark.report_file(destination).read_text(encoding="utf-8")),
         lambda: benchmark.renderable(report),
     )
     if past is not None:
@@ -163,11 +169,11 @@ def _cores(threads: str | None) -> tuple[int, ...]:
 
 
 def _generation(
-    output: Output, paths: tuple[Path, ...], destination: Path, new_tokens: int, eager: str, *,
-    baseline: str | None, baseline_weights: Any, device: str, batch_sizes: str | None,
-    seq_lens: str | None, threads: str | None, rounds: int, timeout: float, **_: Any,
-) -> int:
-    """Measure models that generate."""
+    *, new_tokens: int, eager: str, baseline: str | None, baseline_weights: Any, device: str,
+    batch_sizes: str | None, seq_lens: str | None, threads: str | None, rounds: int,
+    timeout: float, **_: Any,
+) -> Any:
+    """What to measure of models that generate, from the options of ``bench``."""
     from .. import pipeline
     from ..runtimes import benchmark
 
@@ -177,19 +183,11 @@ def _generation(
     cores = _cores(threads)
     if len(cores) > 1:
         raise click.BadParameter("one thread count at a time, for models that generate")
-    grid = pipeline.GenerationGrid(
+    return pipeline.GenerationGrid(
         shapes,
         pipeline.ModelRequest(baseline, weights=baseline_weights) if baseline else None,
         tuple(eager.split(",")),
         {"rounds": rounds, "threads": cores[0], "device": device, "timeout": timeout})
-    with output.progress() as notify:
-        report = pipeline.bench_generation(paths, destination, grid, notify=notify)
-    output.result(
-        json.loads((destination / benchmark.GENERATION).read_text(encoding="utf-8")),
-        lambda: benchmark.generation_renderable(report),
-    )
-    report.require_complete()
-    return 0
 
 
 def _grid(

@@ -56,7 +56,8 @@ def bench_generation(
 ) -> GenerationReport:
     """Measure prefill and decode of every artifact, and of its source as transformers runs it.
 
-    Finished processes are on disk at once; the same call again measures only what is missing.
+    Finished shapes are on disk at once; the same call again measures only what is missing. The
+    report is kept in ``output`` and in each artifact.
 
     Raises:
         UsageError, UnsafeError: an artifact cannot be read, is one graph, or its files were
@@ -75,6 +76,9 @@ def bench_generation(
         (*_of_artifacts(measured), *eager), grid.shapes, output,
         baseline=eager[0].name if eager else None, **grid.options)
     report: GenerationReport = benchmark.run_generation(request, notify)
+    text = (output / benchmark.GENERATION).read_text(encoding="utf-8")
+    for artifact in measured:
+        artifacts.with_report(artifact, artifacts.BENCHMARK, text)
     return report
 
 

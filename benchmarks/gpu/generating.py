@@ -44,7 +44,7 @@ def t5(device: str, small: bool, work: Path) -> dict[str, Any]:
     best = max(speedups, default=None)
     return {
         "report": to_jsonable_python(report),
-        "markdown": benchmark.generation_markdown(report, "T5-small, greedy"),
+        "markdown": benchmark.markdown(report, "T5-small, greedy"),
         "claims": [{
             "claim": "T5-small: 6 × eager float32",
             "found": f"{best[0]:.2f} ×, {best[1]}, {best[2]}" if best else "not measured",

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...errors import GateRefused
 from . import statistics as st
+from .generation import GenerationReport, totals
 from .summary import paces
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .reading import Report
     from .records import Cell, CellResult
-    from .report import RunReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,60 +79,98 @@ class RunComparison:
 
 
 def compare_runs(
-    new: RunReport, old: RunReport, *, max_regression: float = 0.05, seed: int = 0
+    new: Report, old: Report, *, max_regression: float = 0.05, seed: int = 0
 ) -> RunComparison:
-    """Match configurations by subject, runtime, device, dtype, threads, options, shape and corpus.
+    """Match what was measured by what the user named; artifacts may differ, that is the point.
 
-    Artifacts may differ (that is the point); what the user named must be equal. Rounds of
-    different runs are not paired.
+    Cells match by subject, runtime, device, dtype, threads, options, shape and corpus; what
+    generates by name and shape, and is compared by the whole call. Rounds of different runs are
+    not paired. The floor is that of both runs' twins; where models generate, what the baseline
+    itself, the same in both, differs by.
     """
     recent, earlier = _grouped(new), _grouped(old)
+    floor = _floor(new, old, recent, earlier, seed)
     changes, repeated = [], []
-    floor = max([0.0, *new.floors.values(), *old.floors.values()])
     for name in recent.keys() & earlier.keys():
         if _samples(recent[name]) == _samples(earlier[name]):
-            repeated.append(recent[name][0].cell.label())
+            repeated.append(recent[name].label)
         else:
             changes.append(_change(recent[name], earlier[name], floor, max_regression, seed))
     changes.sort(key=lambda c: c.label)
     return RunComparison(
         tuple(changes), max_regression, new.environment.digest == old.environment.digest,
-        tuple(sorted(recent[n][0].cell.label() for n in recent.keys() - earlier.keys())),
-        tuple(sorted(earlier[n][0].cell.label() for n in earlier.keys() - recent.keys())),
+        tuple(sorted(recent[n].label for n in recent.keys() - earlier.keys())),
+        tuple(sorted(earlier[n].label for n in earlier.keys() - recent.keys())),
         tuple(sorted(repeated)))
 
 
-def _samples(results: list[CellResult]) -> set[tuple[float, ...]]:
-    return {result.samples for result in results}
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """One configuration: its label, and seconds by round."""
+
+    label: str
+    rounds: Mapping[int, NDArray[np.float64]]
 
 
-def _some(labels: tuple[str, ...]) -> str:
-    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
-    return ", ".join(labels[:3]) + more or "nothing"
-
-
-def _grouped(report: RunReport) -> dict[tuple[Any, ...], list[CellResult]]:
+def _grouped(report: Report) -> dict[Hashable, _Group]:
+    if isinstance(report, GenerationReport):
+        return {(line.contestant, line.shape): _Group(
+                    line.label, totals(line.contestant, line.shape, report.processes))
+                for line in report.lines
+                if line.verdict is not None and line.verdict.word != "invalid"}
     usable = {_name(row.cell) for row in report.rows if row.verdict.word != "invalid"}
-    groups: dict[tuple[Any, ...], list[CellResult]] = defaultdict(list)
+    groups: dict[Hashable, list[CellResult]] = defaultdict(list)
     for result in report.results:
         name = _name(result.cell)
         if result.status == "ok" and not result.cell.twin and name in usable:
             found = result.corpus
             corpus = (found.sentences, found.tokens) if found else None
             groups[*name, corpus].append(result)
-    return groups
+    return {name: _Group(mine[0].cell.label(), paces(mine)) for name, mine in groups.items()}
 
 
-def _name(cell: Cell) -> tuple[Any, ...]:
+def _name(cell: Cell) -> tuple[Hashable, ...]:
     return (*cell.column, *cell.shape)
 
 
-def _change(
-    new: list[CellResult], old: list[CellResult], floor: float, limit: float, seed: int
-) -> Change:
-    # Other round numbers: rounds of two runs share no drift, so they must not be paired.
-    apart = {-1 - number: samples for number, samples in paces(old).items()}
-    found = st.compare(paces(new), apart, floor=floor, seed=seed)
+def _floor(
+    new: Report, old: Report, recent: Mapping[Hashable, _Group],
+    earlier: Mapping[Hashable, _Group], seed: int,
+) -> float:
+    if isinstance(new, GenerationReport) or isinstance(old, GenerationReport):
+        baseline = _baseline(new)
+        same = [name for name in recent.keys() & earlier.keys()
+                if baseline is not None and baseline == _baseline(old)
+                and isinstance(name, tuple) and name[0] == baseline[0]]
+        return st.noise_floor([
+            st.ratio(recent[name].rounds, _apart(earlier[name].rounds), seed=seed)
+            for name in same])
+    return max([0.0, *new.floors.values(), *old.floors.values()])
+
+
+def _baseline(report: Report) -> tuple[str, str] | None:
+    """Name and digest of what ratios are taken to, where something generates."""
+    if not isinstance(report, GenerationReport) or report.baseline is None:
+        return None
+    return report.baseline, report.identities.get(report.baseline, "")
+
+
+def _samples(group: _Group) -> set[tuple[float, ...]]:
+    return {tuple(samples) for samples in group.rounds.values()}
+
+
+def _apart(rounds: Mapping[int, NDArray[np.float64]]) -> dict[int, NDArray[np.float64]]:
+    """Other round numbers: rounds of two runs share no drift, so they must not be paired."""
+    return {-1 - number: samples for number, samples in rounds.items()}
+
+
+def _change(new: _Group, old: _Group, floor: float, limit: float, seed: int) -> Change:
+    found = st.compare(new.rounds, _apart(old.rounds), floor=floor, seed=seed)
     past = (found.word == "slower" and found.ratio is not None
             and found.ratio.low > 1 + limit)
-    return Change(new[0].cell.label(), found, past)
+    return Change(new.label, found, past)
+
+
+def _some(labels: tuple[str, ...]) -> str:
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    return ", ".join(labels[:3]) + more or "nothing"

@@ -181,15 +181,34 @@ class Line:
     failed: int = 0
     failure: str = ""
 
+    @property
+    def label(self) -> str:
+        return f"{self.contestant} · {self.shape}"
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationReport:
-    """Every line with what it was computed from."""
+    """Every line with what it was computed from.
+
+    Attributes:
+        identities: digest of what each contestant is.
+    """
 
     baseline: str | None
     lines: tuple[Line, ...]
     processes: tuple[Process, ...]
     environment: Environment
+    identities: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> str:
+        """Name of what ratios are taken to."""
+        return self.baseline or "nothing"
+
+    def verdicts(self, identity: str) -> dict[str, st.Verdict]:
+        """Of every line that measured this artifact, by its label."""
+        return {line.label: line.verdict for line in self.lines
+                if line.verdict and self.identities.get(line.contestant) == identity}
 
     def line(self, contestant: str, shape: Shape) -> Line:
         """The line of a contestant at a shape."""
@@ -207,25 +226,6 @@ class GenerationReport:
                 f"{len(failed)} of {len(self.lines)} lines failed, in whole or in part: "
                 + "; ".join(list(causes)[:5]),
                 hint="run the same command again: it measures only what is missing")
-
-
-def load_generation(path: Path) -> GenerationReport:
-    """A report from its file or its run directory.
-
-    Raises:
-        UsageError: there is none, or it is not one.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    file = path / GENERATION if path.is_dir() else path
-    try:
-        return TypeAdapter(GenerationReport).validate_json(file.read_bytes())
-    except OSError as e:
-        raise UsageError(f"there is no measurement of a model that generates at {path}",
-                         hint="modelport bench") from e
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise UsageError(f"{file} is not one: {first['loc']}: {first['msg']}") from e
 
 
 def run_generation(
@@ -366,7 +366,15 @@ def summarise(
         for shape in request.shapes
         for contestant in request.contestants
     )
-    return GenerationReport(request.baseline, lines, tuple(processes), found)
+    return GenerationReport(request.baseline, lines, tuple(processes), found,
+                            {c.name: c.identity for c in request.contestants})
+
+
+def totals(
+    name: str, shape: Shape, processes: Sequence[Process]
+) -> dict[int, NDArray[np.float64]]:
+    """Seconds of whole calls by round."""
+    return _of(_runs(name, shape, processes), _totals)
 
 
 def _line(

@@ -1,14 +1,12 @@
-"""A generation report as tables: for the terminal and as Markdown."""
+"""What :mod:`.views` and :mod:`.page` show of models that generate."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .views import Table, _Fitting, _markdown_table, quantity
+from .views import Table, quantity
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from . import statistics as st
     from .generation import GenerationReport, Line
 
@@ -47,24 +45,6 @@ def notes(report: GenerationReport) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def generation_renderable(report: GenerationReport) -> RenderableType:
-    """All tables and notes, for a rich console."""
-    from rich.console import Group
-    from rich.text import Text
-
-    return Group(*map(_Fitting, tables(report)),
-                 *(Text(line, style="dim") for line in notes(report)))
-
-
-def generation_markdown(report: GenerationReport, title: str) -> str:
-    """The report as Markdown."""
-    parts = [f"# {title}"]
-    for table in tables(report):
-        parts += [f"## {table.title}", _markdown_table(table)]
-    parts.append("\n".join(f"- {line}" for line in notes(report)))
-    return "\n\n".join(parts) + "\n"
-
-
 def _row(line: Line) -> tuple[str, ...]:
     if line.step is None:
         return (line.contestant, line.failure, *("" for _ in COLUMNS[2:]))
@@ -96,3 +76,20 @@ def _speedup(found: st.Interval | None) -> str:
         return ""
     bounds = f" [{found.low:.2f}, {found.high:.2f}]" if found.basis == "processes" else ""
     return f"{found.value:.2f}{bounds}"
+
+
+def records(report: GenerationReport) -> list[dict[str, Any]]:
+    """What charts draw: tokens a second while decoding, and ms to the first token."""
+    return [
+        {
+            "column": line.contestant, "workload": f"prompt {line.shape.prompt}",
+            "batch": line.shape.batch, "work": str(line.shape),
+            "verdict": line.verdict.word if line.verdict else "",
+            "rate": line.shape.batch / line.step.value,
+            "rate_low": line.shape.batch / line.step.high,
+            "rate_high": line.shape.batch / line.step.low,
+            "first": line.first.value * 1e3, "first_low": line.first.low * 1e3,
+            "first_high": line.first.high * 1e3,
+        }
+        for line in report.lines if line.step is not None and line.first is not None
+    ]

@@ -7,10 +7,13 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BackendUnavailable
+from . import generation_views
+from .generation import GenerationReport
 from .views import Table, footnotes, tables
 
 if TYPE_CHECKING:
-    from .report import Row, RunReport
+    from .reading import Report
+    from .report import Row
 
 WIDTH, HEIGHT = 340, 240
 LONG = 60
@@ -32,7 +35,7 @@ figure { margin: 1rem 0; overflow-x: auto; }
 """
 
 
-def html(report: RunReport) -> str:
+def html(report: Report) -> str:
     """The page.
 
     Raises:
@@ -60,7 +63,7 @@ def html(report: RunReport) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Benchmark of {escape(report.reference)}</title>
+<title>Benchmark: against {escape(report.reference)}</title>
 <link rel="icon" href="data:,">
 <style>{STYLE}</style>
 <script>{_script_safe(library)}</script>
@@ -102,8 +105,13 @@ def _cell(text: str) -> str:
     return f"<td{kind}>{escape(text)}</td>"
 
 
-def charts(report: RunReport) -> list[tuple[str, dict[str, Any]]]:
+def charts(report: Report) -> list[tuple[str, dict[str, Any]]]:
     """Titles and Vega-Lite specifications of the charts for which there are data."""
+    if isinstance(report, GenerationReport):
+        drawn = generation_views.records(report)
+        return [("Tokens per second while decoding, all rows together",
+                 _lines(drawn, "rate", "tokens per second")),
+                ("Until the first token", _lines(drawn, "first", "ms"))] if drawn else []
     records = [_record(r) for r in report.rows if r.p50 is not None]
     shapes = [r for r in records if not r["batching"]]
     passes = [r for r in records if r["batching"]]

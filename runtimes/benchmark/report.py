@@ -8,12 +8,9 @@ from __future__ import annotations
 # What the records name must exist at run time: pydantic reads their annotations.
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from ...errors import IncompleteError, UsageError
+from ...errors import IncompleteError
 from . import statistics as st
 from .ceilings import Ceilings, Share
 from .environment import Environment
@@ -161,6 +158,10 @@ class RunReport:
     loads: tuple[Loaded, ...] = ()
     schema: Literal[1] = 1
 
+    def verdicts(self, identity: str) -> dict[str, st.Verdict]:
+        """Of every configuration that measured this artifact, by its label."""
+        return {row.label: row.verdict for row in self.rows if row.cell.identity == identity}
+
     @property
     def failed(self) -> tuple[CellResult, ...]:
         return tuple(r for r in self.results if r.status == "failed")
@@ -179,19 +180,3 @@ class RunReport:
             f"{len(self.failed)} of {len(self.results)} measurements failed: "
             + "; ".join(causes[:5]) + more,
             hint="run the same command again: it measures only what is missing")
-
-
-def load_report(path: Path) -> RunReport:
-    """A report from its file or its run directory.
-
-    Raises:
-        UsageError: there is none, or it is not one.
-    """
-    file = path / REPORT if path.is_dir() else path
-    try:
-        return TypeAdapter(RunReport).validate_json(file.read_bytes())
-    except OSError as e:
-        raise UsageError(f"there is no benchmark at {path}", hint="modelport bench") from e
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise UsageError(f"{file} is not a benchmark: {first['loc']}: {first['msg']}") from e

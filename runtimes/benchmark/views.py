@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from . import statistics as st
     from .against import RunComparison
     from .ceilings import Ceilings
+    from .reading import Report
     from .records import Load
-    from .report import Loaded, Recommendation, Row, RunReport
+    from .report import Loaded, Recommendation, Row
 
 SHAPES = ("artifact", "runtime", "device", "batch", "p50", "device p50", "with copies", "p95",
           "p99", "rows/s", "against", "peak memory", "of GEMM", "nodes there", "verdict", "parity")
@@ -53,8 +54,13 @@ class Table:
                      tuple(tuple(row[i] for i in keep) for row in self.rows))
 
 
-def tables(report: RunReport) -> tuple[Table, ...]:
+def tables(report: Report) -> tuple[Table, ...]:
     """Everything a report shows as tables, in reading order: the answer first."""
+    from . import generation_views
+    from .generation import GenerationReport
+
+    if isinstance(report, GenerationReport):
+        return generation_views.tables(report)
     found = []
     if report.recommendations:
         found.append(Table(
@@ -80,8 +86,13 @@ def tables(report: RunReport) -> tuple[Table, ...]:
                       if (lines := tuple(made))))
 
 
-def footnotes(report: RunReport) -> tuple[str, ...]:
+def footnotes(report: Report) -> tuple[str, ...]:
     """What a reader must know to trust the figures."""
+    from . import generation_views
+    from .generation import GenerationReport
+
+    if isinstance(report, GenerationReport):
+        return generation_views.notes(report)
     lines = [*report.environment.lines()]
     for top in report.ceilings:
         rates = ", ".join(_rate(top, dtype) for dtype in top.gemm)
@@ -115,7 +126,7 @@ def _rate(top: Ceilings, dtype: str) -> str:
     return f"{dtype} {top.gemm[dtype] / 1e9:.0f} G/s ({library}{spread})"
 
 
-def renderable(report: RunReport) -> RenderableType:
+def renderable(report: Report) -> RenderableType:
     """All tables and notes, for a rich console."""
     from rich.console import Group
     from rich.text import Text
@@ -148,9 +159,9 @@ def comparison_table(comparison: RunComparison) -> Table:
                c.comparison.reason) for c in ordered))
 
 
-def markdown(report: RunReport) -> str:
+def markdown(report: Report, title: str = "Benchmark") -> str:
     """The report as Markdown."""
-    parts = ["# Benchmark"]
+    parts = [f"# {title}"]
     for table in tables(report):
         parts += [f"## {_escape(table.title)}", _markdown_table(table.without())]
     parts += ["## Notes", "\n".join(f"- {_escape(line)}" for line in footnotes(report))]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from modelport.errors import IncompleteError, UsageError
+from modelport.errors import GateRefused, IncompleteError, UsageError
 from modelport.runtimes import benchmark
 from modelport.runtimes.benchmark import generating, generation
 from modelport.runtimes.benchmark.generation import Contestant, Measured, Process, Sample, Shape
@@ -144,7 +144,7 @@ def test_a_speed_up_is_the_ratio_of_medians_paired_by_round(tmp_path: Path) -> N
 def test_other_ids_than_the_baselines_are_told(tmp_path: Path) -> None:
     report = summary(tmp_path, process("eager", 0, 0.02), process("mine", 0, 0.01, tokens="b"))
     assert report.line("mine", SHAPE).same is False
-    shown = benchmark.generation_markdown(report, "Title")
+    shown = benchmark.markdown(report, "Title")
     assert "| no |" in shown
     assert "2.00 [" not in shown  # one round supports no interval
     assert "| 2.00 |" in shown
@@ -252,7 +252,7 @@ def test_rounds_that_failed_are_told_beside_the_figures_of_the_others(tmp_path: 
     assert (line.failed, line.failure) == (3, "no memory")
     assert line.verdict is not None
     assert line.verdict.reasons[0] == "3 of 5 processes failed"
-    shown = benchmark.generation_markdown(report, "Title")
+    shown = benchmark.markdown(report, "Title")
     assert "2.00 [" not in shown  # two processes support no interval
     assert "10 ms ±" not in shown
     with pytest.raises(IncompleteError, match="no memory"):
@@ -275,9 +275,9 @@ def test_a_process_is_given_time_for_each_shape(tmp_path: Path) -> None:
 def test_a_report_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch)
     asked = request(tmp_path, rounds=1)
-    assert generation.run_generation(asked) == benchmark.load_generation(asked.output)
-    with pytest.raises(UsageError, match="there is no measurement"):
-        benchmark.load_generation(tmp_path)
+    assert generation.run_generation(asked) == benchmark.load_report(asked.output)
+    with pytest.raises(UsageError, match="there is no benchmark"):
+        benchmark.load_report(tmp_path)
 
 
 @pytest.mark.parametrize("wrong", [(0, 4, 4), (1, 0, 4), (1, 4, 1)])
@@ -290,3 +290,39 @@ def test_a_baseline_that_is_no_contestant(tmp_path: Path) -> None:
     asked = dataclasses.replace(request(tmp_path), baseline="other")
     with pytest.raises(UsageError, match="'other'"):
         generation.run_generation(asked)
+
+
+def five(tmp_path: Path, mine: float, eager: float = 0.02, seed: int = 0) -> Any:
+    """Both measured in five processes, each a little off."""
+    off = [1 + 1e-3 * ((n * 7 + seed) % 5) + 1e-4 * seed for n in range(5)]
+    return summary(tmp_path, *(process("eager", n, eager * x) for n, x in enumerate(off)),
+                   *(process("mine", n, mine * x) for n, x in enumerate(off)))
+
+
+@pytest.mark.parametrize(("slower", "machine", "past"), [
+    (1.0, 1.0, False), (1.2, 1.0, True), (1.2, 1.25, False)])
+def test_an_older_run_is_the_measure_where_the_source_took_as_long(
+    tmp_path: Path, slower: float, machine: float, past: bool
+) -> None:
+    """What the source itself differs by from run to run is the machine, not the artifact."""
+    new = five(tmp_path, 0.01 * slower, 0.02 * machine, seed=1)
+    found = benchmark.compare_runs(new, five(tmp_path, 0.01), max_regression=0.05)
+    change = next(c for c in found.changes if c.label.startswith("mine"))
+    assert change.past_limit is past
+    assert not found.only_new
+
+
+def test_a_run_of_graphs_has_no_counterpart_of_one_that_generates(tmp_path: Path) -> None:
+    from benchmark_fakes import outcome, subject, typical
+    from benchmark_fakes import request as graphs
+
+    asked = graphs(tmp_path, subject("mine"), rounds=5)
+    old = benchmark.summarise(asked, outcome(asked, typical({"mine": 1.0})))
+    with pytest.raises(GateRefused, match="no measurement has a counterpart"):
+        benchmark.compare_runs(five(tmp_path, 0.01), old).require_counterparts("OLD")
+
+
+def test_verdicts_are_of_the_artifact_that_was_measured(tmp_path: Path) -> None:
+    report = five(tmp_path, 0.01)
+    assert list(report.verdicts("mine")) == [f"mine · {SHAPE}"]
+    assert report.verdicts("another") == {}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import browser
 import pytest
 from benchmark_fakes import outcome, request, result, subject
-from modelport.runtimes.benchmark import page
+from modelport.runtimes.benchmark import environment, page
+from modelport.runtimes.benchmark import statistics as st
 from modelport.runtimes.benchmark.ceilings import Ceilings, Work
 from modelport.runtimes.benchmark.corpus import batches, built_in
+from modelport.runtimes.benchmark.generation import GenerationReport, Line, Shape
 from modelport.runtimes.benchmark.records import Corpus, Load, Traffic
 from modelport.runtimes.benchmark.summary import summarise
 
@@ -56,6 +58,22 @@ def test_it_is_drawn_and_asks_nobody_for_anything(report, tmp_path):
     assert all(marks >= len(SPEED) for marks in drawn.values()), drawn
     assert "INVALID" in seen.dom
     assert seen.screenshot.stat().st_size > 50_000
+
+
+def test_a_run_of_a_model_that_generates_is_drawn_too(tmp_path):
+    step, whole = st.Interval(0.009, 0.01, 0.011), st.Interval(0.3, 0.33, 0.36)
+    lines = tuple(
+        Line(name, Shape(batch, prompt, 32), step, step, batch / 0.01, 0.01, 0.012, whole, 1 << 20,
+             verdict=st.Verdict("stable"))
+        for name in ("eager, dynamic", HOSTILE) for batch in (1, 8) for prompt in (16, 128))
+    report = GenerationReport("eager, dynamic", lines, (), environment.read())
+    file = tmp_path / "report.html"
+    file.write_text(page.html(report), encoding="utf-8")
+    seen = browser.look(file, tmp_path)
+    assert seen.console == ()
+    assert len(seen.charts()) == 2
+    assert all(marks >= 8 for marks in seen.charts().values())
+    assert "batch 8, prompt 128, 32 tokens" in seen.dom
 
 
 def test_the_browser_notices_what_it_is_asked_to_notice(tmp_path):

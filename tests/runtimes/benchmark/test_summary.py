@@ -9,8 +9,9 @@ import pytest
 from benchmark_fakes import outcome, request, result, subject, typical
 from modelport.errors import IncompleteError, UsageError
 from modelport.runtimes.benchmark.ceilings import Ceilings, Work
+from modelport.runtimes.benchmark.reading import load_report
 from modelport.runtimes.benchmark.records import Corpus
-from modelport.runtimes.benchmark.report import REPORT, load_report
+from modelport.runtimes.benchmark.report import REPORT
 from modelport.runtimes.benchmark.summary import run_sweep, summarise
 
 
