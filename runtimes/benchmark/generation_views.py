@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .views import Table, quantity
+from .views import Table, judged, quantity
 
 if TYPE_CHECKING:
     from . import statistics as st
@@ -59,7 +59,7 @@ def _row(line: Line) -> tuple[str, ...]:
         _speedup(line.decode_speedup),
         _speedup(line.total_speedup),
         {None: "", True: "yes", False: "no"}[line.same],
-        "" if line.verdict is None else "; ".join((line.verdict.word, *line.verdict.reasons)),
+        "" if line.verdict is None else judged(line.verdict),
     )
 
 

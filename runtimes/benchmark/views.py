@@ -154,7 +154,7 @@ def comparison_table(comparison: RunComparison) -> Table:
                      key=lambda c: c.comparison.ratio.value if c.comparison.ratio else 0.0)
     return Table(
         "new against old", ("work", "time", "claim", "why"),
-        tuple((c.label, _ratio(c.comparison),
+        tuple((c.label, _bounds(c.comparison),
                c.comparison.word + (f", beyond {comparison.limit:.0%}" if c.past_limit else ""),
                c.comparison.reason) for c in ordered))
 
@@ -235,7 +235,7 @@ def _shape(row: Row) -> tuple[str, ...]:
         _interval(row.throughput, ""), _ratio(row.comparison), _memory(row),
         f"{row.share.of_gemm:.0%}" if row.share and row.share.of_gemm is not None else "",
         f"{row.placed:.0%}" if row.placed is not None and row.cell.device != "cpu" else "",
-        _verdict(row), row.parity or "not checked")
+        judged(row.verdict), row.parity or "not checked")
 
 
 def _device(row: Row) -> tuple[str, str]:
@@ -257,7 +257,7 @@ def _pass(row: Row) -> tuple[str, ...]:
         "" if row.with_text is None else f"{row.with_text:.4g}",
         f"{row.tokens:.4g}" if row.tokens is not None else "",
         f"{row.padding:.1%}" if row.padding is not None else "", _ratio(row.comparison),
-        _memory(row), _verdict(row), row.parity or "not checked")
+        _memory(row), judged(row.verdict), row.parity or "not checked")
 
 
 def _cold(row: Row) -> tuple[str, ...]:
@@ -331,8 +331,12 @@ def _ratio(comparison: st.Comparison | None) -> str:
     """How much faster or slower, as a time ratio with its interval."""
     if comparison is None or comparison.ratio is None:
         return comparison.word if comparison else ""
+    return f"{comparison.word}: {_bounds(comparison)}"
+
+
+def _bounds(comparison: st.Comparison) -> str:
     found = comparison.ratio
-    return f"{comparison.word}: ×{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    return f"×{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]" if found else ""
 
 
 def _memory(row: Row) -> str:
@@ -342,8 +346,9 @@ def _memory(row: Row) -> str:
     return f"{host}, GPU {quantity(row.memory.gpu, 'bytes')}" if row.memory.gpu else host
 
 
-def _verdict(row: Row) -> str:
-    return row.verdict.word + (f": {'; '.join(row.verdict.reasons)}" if row.verdict.reasons else "")
+def judged(verdict: st.Verdict) -> str:
+    """The word, then its reasons, which a narrow table leaves out."""
+    return verdict.word + (f": {'; '.join(verdict.reasons)}" if verdict.reasons else "")
 
 
 def quantity(value: float, unit: str) -> str:
