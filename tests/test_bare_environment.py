@@ -63,11 +63,14 @@ def test_every_help_page(arguments: tuple[str, ...]) -> None:
     assert "Usage: modelport" in done.stdout + done.stderr or "version" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify"])
-def test_an_artifact_is_read_without_any_framework(command: str) -> None:
-    done = bare(command, str(FROZEN))
+@pytest.mark.parametrize(("command", "shown"), [
+    (("inspect",), "model.onnx"), (("inspect", "--tree"), "pass, worst ρ 2.53"),
+    (("verify",), "files are those"),
+], ids=["inspect", "tree", "verify"])  # fmt: skip
+def test_an_artifact_is_read_without_any_framework(command: tuple[str, ...], shown: str) -> None:
+    done = bare(*command, str(FROZEN))
     assert done.returncode == 0, done.stderr
-    assert "model.onnx" in done.stdout or "files are those" in done.stdout
+    assert shown in done.stdout
 
 
 @pytest.mark.parametrize("lacking", [HEAVY, ("torch",)], ids=["all", "torch"])
