@@ -21,6 +21,8 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
+from ..errors import BackendUnavailable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -49,12 +51,15 @@ def preload() -> None:
     """Import ``transformers.modeling_utils``, and with it torch.
 
     The compiler and symbolic shapes are there once something asks for them.
+
+    Raises:
+        BackendUnavailable: one of the two is not installed.
     """
     if "transformers.modeling_utils" in sys.modules:
         return
     from . import names, standins  # not for who only asks for help
 
-    with _uncollected(), _deferred():
+    with _installed(), _uncollected(), _deferred():
         if _own and "transformers" not in sys.modules:
             try:
                 standins.put()
@@ -69,6 +74,19 @@ def preload() -> None:
                     del sys.modules[name]
         with names.remembered():
             importlib.import_module("transformers.modeling_utils")
+
+
+@contextlib.contextmanager
+def _installed() -> Iterator[None]:
+    """Say what is missing where torch or transformers is."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
+        raise BackendUnavailable(f"{error.name} is not installed",
+                                 allowed="an environment with torch and transformers",
+                                 hint="pip install torch transformers") from error
 
 
 _getmodule = inspect.getmodule

@@ -19,7 +19,7 @@ def sizes(dims: Mapping[str, Dim], step: int = 0) -> dict[str, int]:
     chosen: dict[str, int] = {}
     for name, dim in dims.items():
         size = _PREFERRED.get(name, max(dim.min, 1) + 1600 if name == "samples" else 7)
-        size = size + step * (640 if name == "samples" else 1 + len(chosen) * 2)
+        size = max(size, dim.min) + step * (640 if name == "samples" else 1 + len(chosen) * 2)
         if size > dim.max:  # far enough apart for strides to tell
             size = dim.max // (step + 1)
         size = max(size, dim.min, 2)

@@ -179,7 +179,7 @@ def _compiled(model: LoadedModel, options: AOTInductorOptions, *, ranges: bool) 
             "aot_inductor.metadata": {RECORD: json.dumps(_record(model, options, ranges))},
             # Weights behind the code, mapped when it is loaded: one copy less, here and there.
             "aot_inductor.force_mmap_weights": True,
-            # Weights lie as the kernels want them: 0.83 to 0.87 of the time for ResNet-50, 0.92 for
+            # Weights lie as the kernels want them: 0.83 to 0.87 of the time for ResNet-50, 0.91 for
             # CamemBERT-base at 1 × 32. In bfloat16 larger batches get slower, BERT by 7 to 17 %.
             "freezing": options.device == "cpu" and options.dtype == "fp32",
         },

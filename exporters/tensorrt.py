@@ -74,7 +74,8 @@ class TensorRTOptions:
         default=False, metadata={"help": "allow TensorFloat-32 for float32 layers"}
     )
     version_compatible: bool = field(
-        default=False, metadata={"help": "run on later TensorRT of the same major version too"}
+        default=False,
+        metadata={"help": "run on later TensorRT of the same major version too; of 10, also on 11"},
     )
     hardware_compatible: str = field(
         default=gpu.EXACT,

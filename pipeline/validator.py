@@ -151,7 +151,7 @@ def serve() -> None:
     lean.own_process()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints must not be taken for an answer
-    with suppress(ImportError):  # told when it is needed
+    with suppress(ImportError, errors.BackendUnavailable):  # told when it is needed
         lean.preload()
     from ..validate import isolate
 

@@ -15,20 +15,27 @@ HEAVY = (
     "tensorrt", "openvino", "safetensors", "tokenizers", "scipy", "pandas",
 )  # fmt: skip
 
-# An environment without these packages: importing one fails as if it were not installed.
-WITHOUT = f"""
+
+def without(*packages: str) -> str:
+    """Code after which importing one of these fails as if it were not installed."""
+    return f"""
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {HEAVY!r}:
+        if name.split(".")[0] in {packages!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Absent())
 """
+
+
 FROZEN = Path(__file__).parent / "fixtures" / "artifact-schema-1"
 
 
-def bare(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = f"{WITHOUT}\nfrom modelport.cli import execute\nsys.exit(execute({list(arguments)!r}))"
+def bare(
+    *arguments: str, lacking: tuple[str, ...] = HEAVY
+) -> subprocess.CompletedProcess[str]:
+    call = f"sys.exit(execute({list(arguments)!r}))"
+    code = f"{without(*lacking)}\nfrom modelport.cli import execute\n{call}"
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
@@ -36,7 +43,7 @@ def bare(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_environment_really_lacks_them() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", f"{WITHOUT}\nimport torch"], capture_output=True, text=True,
+        [sys.executable, "-c", f"{without(*HEAVY)}\nimport torch"], capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert "No module named 'torch'" in done.stderr
@@ -56,16 +63,26 @@ def test_every_help_page(arguments: tuple[str, ...]) -> None:
     assert "Usage: modelport" in done.stdout + done.stderr or "version" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify"])
-def test_an_artifact_is_read_without_any_framework(command: str) -> None:
-    done = bare(command, str(FROZEN))
+@pytest.mark.parametrize(("command", "shown"), [
+    (("inspect",), "model.onnx"), (("inspect", "--tree"), "pass, worst ρ 2.53"),
+    (("verify",), "files are those"),
+], ids=["inspect", "tree", "verify"])  # fmt: skip
+def test_an_artifact_is_read_without_any_framework(command: tuple[str, ...], shown: str) -> None:
+    done = bare(*command, str(FROZEN))
     assert done.returncode == 0, done.stderr
-    assert "model.onnx" in done.stdout or "files are those" in done.stdout
+    assert shown in done.stdout
 
 
-def test_export_without_torch_says_what_is_missing() -> None:
-    done = bare("export", "onnx", "--model", "demo")
-    assert done.returncode != 0
+@pytest.mark.parametrize("lacking", [HEAVY, ("torch",)], ids=["all", "torch"])
+@pytest.mark.parametrize("task", [(), ("--task", "feature-extraction")], ids=["detected", "given"])
+def test_export_without_torch_says_what_is_missing(
+    lacking: tuple[str, ...], task: tuple[str, ...]
+) -> None:
+    done = bare("export", "onnx", "--model", "demo", *task, lacking=lacking)
+    assert done.returncode == 6, done.stderr
+    assert f"{'transformers' if 'transformers' in lacking else 'torch'} is not installed" in (
+        done.stderr)
+    assert "pip install torch" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import page
 import pytest
 from measure import Attempt, Record
+from pairs import _ORDER as ORDER
 from pairs import MUST, Pair, pairs
 
 HARNESS = Path(__file__).parents[2] / "benchmarks" / "breadth"
@@ -64,6 +65,17 @@ def test_the_page_counts_what_ran_and_claims_nothing_of_the_rest() -> None:
     assert "2 ran eagerly from a tiny config; of these **1 (50.0 %)" in text
     assert "| wrong | a dimension came out static | 1 | bert |" in text
     assert "ctc: not reached" in text
+
+
+def test_the_published_page_is_made_from_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = json.loads(page.RESULTS.read_text("utf-8"))
+    monkeypatch.setattr(page, "environment", lambda: measured["environment"])
+    records = [Record.of(value) for value in measured["records"]]
+    every = [Pair(r.model_type, r.task, r.class_name, r.kind)  # type: ignore[arg-type]
+             for r in records]
+    every.sort(key=lambda p: (not p.must, ORDER.index(p.kind)))
+    assert measured["pairs"] == len(every)
+    assert page.markdown(records, every) == page.PAGE.read_text("utf-8")
 
 
 def test_known_failures_are_those_that_everything_was_tried_on() -> None:

@@ -167,6 +167,7 @@ def test_sizes_stay_in_range_and_differ_between_steps(low, high):
     one, two = samples.sizes(dims), samples.sizes(dims, step=1)
     for chosen in (one, two):
         assert all(max(2, dims[n].min) <= s <= dims[n].max for n, s in chosen.items())
+    assert all(one[n] != two[n] for n, dim in dims.items() if max(2, dim.min) < dim.max)
 
 
 def test_a_range_below_the_usual_sizes_is_sampled_far_apart():

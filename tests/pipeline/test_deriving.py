@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from modelport import artifacts, checkpoints, exporters, pipeline, transforms, validate
 from modelport.artifacts import Artifact, onnx_files
+from modelport.cli import execute
 from modelport.errors import ClaimError, OpsetTooLow, UsageError
 from modelport.exporters import Derivation
 from modelport.exporters.onnx import OnnxOptions
@@ -127,7 +128,9 @@ def test_layers_are_measured_once_however_many_are_kept(
     assert len(measured) == 1
 
 
-def test_lineage_tells_each_step(tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_lineage_tells_each_step(
+    tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     artifact = export(tiny("bert"), tmp_path / "out", optimize="simplify", dtype="fp16")
     manifest = artifact.manifest
     assert [a.made_by for a in manifest.lineage] == ["export", "simplify"]
@@ -140,6 +143,13 @@ def test_lineage_tells_each_step(tiny: Callable[..., Path], tmp_path: Path) -> N
     assert manifest.facts["cast"]["kept"]
     assert {p.name for p in artifact.root.iterdir()} == {*manifest.files, "manifest.json"}
     assert artifacts.verify(artifact.root) == artifact
+    assert execute(["inspect", str(artifact.root), "--tree"]) == 0
+    shown = capsys.readouterr().out
+    steps = [f"{made_by}  {identity[:12]}" for made_by, identity in (
+        *((a.made_by, a.identity) for a in manifest.lineage), ("cast", manifest.identity))]
+    places = [shown.index(step) for step in steps]
+    assert places == sorted(places)
+    assert shown.count("not validated itself") == 3
 
 
 def test_a_transform_that_does_not_do_what_it_says_is_caught(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from modelport.cli import execute
+from modelport.runtimes import benchmark
 from modelport.runtimes.benchmark import selftest
 from modelport.runtimes.benchmark import statistics as st
 from modelport.runtimes.benchmark.selftest import Simulation, alarms, coverage, self_test
@@ -63,6 +66,21 @@ def test_measuring_costs_at_most_one_percent_of_a_millisecond(tmp_path):
 @pytest.mark.slow
 def test_a_slowdown_of_5_percent_is_found_on_the_real_clock(tmp_path):
     assert selftest._slowdown(tmp_path, 0) == 1.0
+
+
+@pytest.mark.parametrize(("value", "code"), [(0.95, 0), (0.5, 1)])
+def test_the_command_ends_with_its_verdict(value, code, monkeypatch, capsys):
+    found = selftest.SelfTest((selftest.Check("something", value, 0.93, True),), 0.1)
+    monkeypatch.setattr(benchmark, "self_test", lambda: found)
+    assert execute(["bench", "--self-test"]) == code
+    assert str(found.checks[0]) in capsys.readouterr().out
+    assert execute(["bench", "--self-test", "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["checks"][0]["value"] == value
+
+
+@pytest.mark.slow
+def test_the_command_keeps_all_promises_here(capsys):
+    assert execute(["bench", "--self-test"]) == 0, capsys.readouterr().out
 
 
 def test_a_failed_check_says_so():

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import io
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from benchmark_fakes import outcome, request, result, subject
+from modelport.cli import execute
 from modelport.errors import BackendUnavailable
 from modelport.runtimes.benchmark import page, views
 from modelport.runtimes.benchmark.ceilings import Ceilings, Work
-from modelport.runtimes.benchmark.records import Corpus
+from modelport.runtimes.benchmark.records import Corpus, write_json
 from modelport.runtimes.benchmark.summary import summarise
 from rich.console import Console
 
@@ -80,6 +82,25 @@ def test_the_page_is_self_contained_and_escapes_what_it_shows(report):
     assert text.count("<script>") == text.count("</script>") == 2
     assert tags.count('<div id="chart') == len(page.charts(report)) == 6
     assert "no such package" in tags
+
+
+def test_the_command_shows_a_run_again_and_writes_it(report, tmp_path, capsys):
+    pytest.importorskip("vl_convert", reason="the page needs the extra 'report'")
+    run = tmp_path / "run"
+    run.mkdir()
+    write_json(run / "benchmark.json", asdict(report))
+    wanted = tmp_path / "report.html", tmp_path / "report.md"
+    assert execute(["report", str(run), "--html", str(wanted[0]), "--markdown",
+                    str(wanted[1])]) == 0
+    assert "Recommendations" in capsys.readouterr().out
+    html, markdown = (file.read_text(encoding="utf-8") for file in wanted)
+    assert html.count('<div id="chart') == len(page.charts(report))
+    assert "no such package" in html
+    assert markdown == views.markdown(report)
+    assert execute(["report", str(run / "benchmark.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"]
+    assert execute(["report", str(tmp_path)]) == 2
+    assert "there is no benchmark at" in capsys.readouterr().err
 
 
 def test_every_chart_renders(report):
