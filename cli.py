@@ -40,8 +40,9 @@ class Commands(click.Group):
 def cli() -> None:
     """Turn transformers checkpoints into artifacts that are proven equal to them.
 
-    Exit codes: 0 ok, 1 no graph, or unexpected, 2 usage, 3 not proven, not as asked for, or slower
-    than allowed, 4 refused for safety, 5 sweep incomplete, 6 something needed is absent, 130
+    Exit codes: 0 ok, 1 unexpected, no way to export this model, or a failed --self-test, 2 usage, 3
+    parity failed, a file that is not what was asked for, a gate of publish, or a benchmark past
+    --max-regression, 4 refused for safety, 5 sweep incomplete, 6 something needed is absent, 130
     interrupted, 143 terminated.
     """
 
