@@ -88,7 +88,7 @@ def _module_of(object: Any, _filename: str | None = None) -> types.ModuleType | 
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Collect no garbage, and take what there is at the end for what stays."""
+    """Collect no garbage; in a program of our own, take what there is at the end for what stays."""
     if not gc.isenabled():
         yield
         return
@@ -96,7 +96,8 @@ def _uncollected() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
+        if _own:
+            gc.freeze()
         gc.enable()
 
 
