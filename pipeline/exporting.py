@@ -70,10 +70,10 @@ def export(
                              hint="leave --no-validate out")
         from . import searching
 
-        with consent.allowing(request.consent):  # its validator finds the source again
+        with consent.allowing(request.allowed):  # its validator finds the source again
             return searching.search(exporter, request, output, options, force=force, notify=notify)
     with ExitStack() as stack:
-        stack.enter_context(consent.allowing(request.consent))
+        stack.enter_context(consent.allowing(request.allowed))
         staging = stack.enter_context(artifacts.stage(output, force=force))
         validator = stack.enter_context(Validator(notify)) if validate else None
         if validator and exporter.parent_of(options) is None:  # else the parent's is the first

@@ -49,7 +49,7 @@ class ModelRequest:
         )
 
     @property
-    def consent(self) -> consent.Consent:
+    def allowed(self) -> consent.Consent:
         """What the user allowed."""
         return consent.Consent(self.allow_pickle, self.trust_remote_code)
 
