@@ -58,6 +58,17 @@ print(gc.isenabled(), gc.get_freeze_count() - before)
 """) == "False 0\n"
 
 
+def test_what_a_caller_froze_stays_frozen() -> None:
+    _output("""
+import gc
+gc.freeze()
+before = gc.get_freeze_count()
+from modelport.checkpoints import lean
+lean.preload()
+assert gc.isenabled() and 0 < gc.get_freeze_count() <= before  # some of it was freed
+""")
+
+
 def test_a_program_of_our_own_collects_nothing_that_an_import_made() -> None:
     _output(OWN + """
 import gc
