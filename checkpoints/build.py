@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts.archives import check_archive
 from ..errors import CheckpointError, StorageError
-from .files import CONFIG
+from .files import CONFIG, companions, digest
 from .tasks import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from .model import Source
 
 _CACHE = "MODELPORT_CACHE"
 
@@ -40,27 +42,33 @@ def cache_root() -> Path:
     return Path(os.environ.get(_CACHE) or Path.home() / ".cache" / "modelport").absolute()
 
 
-def random_weights(config: Mapping[str, Any], class_name: str, task: str, seed: int) -> Path:
+def random_weights(
+    root: Path, config: Mapping[str, Any], class_name: str, task: str, seed: int
+) -> Path:
     """A directory with the architecture's weights drawn from a seed; made unless it is cached.
 
-    The key holds the versions too: another torch may draw other numbers. Where the task says so
-    (:attr:`~.tasks.Task.heard`), attention is drawn to tell inputs apart.
+    What else ``root`` holds lies beside them. The key holds the versions too: another torch may
+    draw other numbers. Where the task says so (:attr:`~.tasks.Task.heard`), attention is drawn to
+    tell inputs apart.
 
     Raises:
         CheckpointError: transformers could not build it.
         StorageError: no space for it.
     """
     attention = ATTENTION if TASKS[task].heard else None
+    beside = {name: file for name, file in companions(root).items() if name != CONFIG}
     material = [config, class_name, task, seed, version("torch"), version("transformers")]
     if attention is not None:
         material.append(attention)
+    if beside:
+        material.append(_digests(beside))
     text = json.dumps(config, indent=2, sort_keys=True)
     arguments = {"class_name": class_name, "seed": seed, "attention": attention}
-    return _made("random", material, "random", arguments, given={CONFIG: text})
+    return _made("random", material, "random", arguments, given={CONFIG: text}, beside=beside)
 
 
 def from_pickle(root: Path) -> Path:
-    """A directory with the tensors of a pickle checkpoint as safetensors.
+    """A directory with the tensors of a pickle checkpoint as safetensors, and what else it holds.
 
     Raises:
         UnsafeError: a file is a zip archive that torch would not have written.
@@ -69,23 +77,39 @@ def from_pickle(root: Path) -> Path:
         if path.is_file() and zipfile.is_zipfile(path):  # before torch 1.6 they were bare pickles
             check_archive(path.resolve())
     pickles = sorted(root.glob("pytorch_model*.bin"))
-    material = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in pickles]
-    return _made("unpickled", material, "unpickle", {"root": str(root.absolute())})
+    beside = companions(root)
+    material = [_digests(beside), *((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns)
+                                    for p in pickles)]
+    return _made("unpickled", material, "unpickle", {"root": str(root.absolute())}, beside=beside)
 
 
 def converted(
-    root: Path, digest: str, class_name: str, dtype: str, init: Mapping[str, Any]
+    root: Path, source: Source, class_name: str, dtype: str, init: Mapping[str, Any]
 ) -> Path:
-    """A directory with the weights under the names of the module transformers builds from them."""
-    material = [digest, class_name, dtype, dict(init), version("transformers")]
+    """A directory with the weights under the names of the module transformers builds from them.
+
+    What the checkpoint lacks is absent there, too.
+
+    Raises:
+        CheckpointError: transformers could not build it, or what it built is not finite.
+    """
+    # What is computed from the weights, and how, the config says, or the checkpoint's own Python.
+    read = {name: file for name, file in companions(root).items()
+            if name == CONFIG or (source.remote_code and name.endswith(".py"))}
+    material = [source.digest, class_name, dtype, dict(init), version("transformers"),
+                _digests(read)]
     arguments = {"root": str(root.absolute()), "class_name": class_name, "dtype": dtype,
-                 "init": dict(init)}
+                 "init": dict(init), "task": source.task, "remote_code": source.remote_code}
     return _made("converted", material, "convert", arguments)
+
+
+def _digests(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: digest(file) for name, file in files.items()}
 
 
 def _made(
     kind: str, material: Any, command: str, arguments: Mapping[str, Any],
-    given: Mapping[str, str] | None = None,
+    given: Mapping[str, str] | None = None, beside: Mapping[str, Path] | None = None,
 ) -> Path:
     from filelock import FileLock
 
@@ -103,6 +127,10 @@ def _made(
                 for name, text in (given or {}).items():
                     (work / name).write_text(text)
                 run(command, {"root": str(work), **arguments, "out": str(work)})
+                for name, file in (beside or {}).items():
+                    if not (work / name).exists():
+                        (work / name).parent.mkdir(exist_ok=True)
+                        shutil.copyfile(file, work / name)
                 work.chmod(0o755)
                 work.rename(target)
             finally:

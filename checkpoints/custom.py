@@ -15,7 +15,9 @@ import inspect
 import json
 import re
 import shutil
+import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +34,8 @@ from .model import IN_MEMORY, Checkpoint, LoadedModel, Source
 from .scan import BackgroundScan
 
 if TYPE_CHECKING:
+    import types
+
     from ..spec import Role
     from .model import Dtype
 
@@ -39,7 +43,8 @@ TASK = "module"
 """What the manifest names as the task of a module of one's own."""
 
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<factory>[A-Za-z_]\w*)")
-_held: dict[str, CustomModel] = {}
+_held: weakref.WeakKeyDictionary[torch.nn.Module, tuple[Any, ...]] = weakref.WeakKeyDictionary()
+"""What the caller's modules take, for as long as the caller keeps them."""
 _INTEGERS = (torch.int64, torch.int32)
 
 
@@ -120,10 +125,14 @@ def in_memory(model: str) -> bool:
 
 
 def hold(custom: CustomModel) -> str:
-    """Keep a module for this process; returns the name that :func:`resolve` knows it by."""
-    name = f"{IN_MEMORY}{type(custom.module).__name__}"
-    _held[name] = custom
-    return name
+    """Let :func:`resolve` find a module while it lives; returns the name it is known by."""
+    _held.pop(custom.module, None)  # the latest of a name comes last
+    _held[custom.module] = custom.inputs(), custom.dims, custom.ranges
+    return _name(custom.module)
+
+
+def _name(module: torch.nn.Module) -> str:
+    return f"{IN_MEMORY}{type(module).__name__}"
 
 
 def resolve(model: str, *, allowed: bool) -> Checkpoint:
@@ -149,12 +158,13 @@ def resolve(model: str, *, allowed: bool) -> Checkpoint:
 
 def _maker(model: str, allowed: bool) -> Callable[[], CustomModel]:
     if in_memory(model):
-        if model not in _held:
-            raise CheckpointError(f"{model} was a module in the memory of another process",
+        known = [pair for pair in _held.items() if _name(pair[0]) == model]
+        if not known:
+            raise CheckpointError(f"{model} was a module in the memory of another process, or is "
+                                  "gone from this one's",
                                   allowed="path/to/file.py:factory, which makes it again")
-        held = _held[model]
-        return lambda: CustomModel(copy.deepcopy(held.module), held.example_inputs, held.dims,
-                                   held.ranges)
+        module, takes = known[-1]
+        return lambda: CustomModel(copy.deepcopy(module), *takes)
     found = _FILE.fullmatch(model)
     assert found is not None
     file, factory = Path(found["file"]).expanduser().absolute(), found["factory"]
@@ -167,12 +177,24 @@ def _maker(model: str, allowed: bool) -> Callable[[], CustomModel]:
     return lambda: _made(file, factory)
 
 
-def _made(file: Path, factory: str) -> CustomModel:
-    spec = importlib.util.spec_from_file_location(f"modelport_custom_{file.stem}", file)
+def _executed(file: Path) -> types.ModuleType:
+    """The file as a module, run anew: what it seeds or loads is as it was the first time."""
+    name = f"modelport_custom_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # where dataclasses and forgotten() look for it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _made(file: Path, factory: str) -> CustomModel:
+    module = _executed(file)
     function = getattr(module, factory, None)
     if not callable(function):
         raise CheckpointError(f"{file} has no function {factory}",
@@ -266,8 +288,13 @@ def _spec(custom: CustomModel, dtype: Dtype) -> ModelSpec:
         inputs.append(_tensor(name, value, shape, dtype))
     ranges = {name: custom.ranges.get(name) or Dim(1, size, max(64, 4 * size))
               for name, size in sizes.items()}
-    plain = probe.outputs(_Probed(custom.module.to(getattr(torch, dtype))), tuple(inputs), ranges,
-                          {})
+    module = custom.module.to(getattr(torch, dtype))
+    try:
+        plain = probe.outputs(_Probed(module), tuple(inputs), ranges, {})
+    except probe.ForwardFailed as error:
+        raise UsageError(f"{type(module).__name__} can't be run on inputs like its examples: "
+                         f"{error}", allowed="inputs of any size within ranges",
+                         hint="dims and ranges that say which sizes it takes") from error
     return ModelSpec(tuple(inputs), plain[0], {**ranges, **plain[1]})
 
 

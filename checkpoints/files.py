@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 MODULES = "modules.json"
 """What a checkpoint of sentence-transformers puts behind its encoder."""
+MODULE = "[0-9]*_*"
+"""How the folders of those modules are named."""
 TIMM = "pretrained_cfg"
 """What the config of a checkpoint of timm has, by which transformers knows it, too."""
 INDEX = "model.safetensors.index.json"
@@ -68,6 +72,20 @@ def sidecars(root: Path) -> tuple[Path, ...]:
     return tuple(root / name for name in SIDECARS if (root / name).is_file())
 
 
+def companions(root: Path) -> dict[str, Path]:
+    """What a checkpoint is besides its weights, by path in it: sidecars, the modules of
+    sentence-transformers with theirs, and Python."""
+    modules = (root.glob(f"{MODULE}/{name}") for name in (CONFIG, SINGLE))
+    found = (*sidecars(root), root / MODULES, *chain(*modules), *root.glob("*.py"))
+    return {file.relative_to(root).as_posix(): file for file in sorted(found) if file.is_file()}
+
+
+def digest(file: Path) -> str:
+    """sha256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def weight_files(root: Path) -> dict[str, Path]:
     """The safetensors files by name, single or sharded; empty when there are none.
 
@@ -77,22 +95,34 @@ def weight_files(root: Path) -> dict[str, Path]:
     """
     if (root / SINGLE).is_file():
         return {SINGLE: root / SINGLE}
-    if not (root / INDEX).is_file():
-        return {}
-    mapping = read_json(root / INDEX).get("weight_map")
-    if not isinstance(mapping, dict) or not mapping:
-        raise CheckpointError(f"{root / INDEX} has no weight_map", hint="fetch it again")
     found = {}
-    for name in sorted({str(v) for v in mapping.values()}):
-        if Path(name).name != name or name in {".", ".."} or "\\" in name:
-            raise PathEscape(f"{root / INDEX} names {name!r}, a path outside its directory",
-                             allowed="plain file names beside the index")
+    for name in shards(root):
         if not (root / name).is_file():
             raise CheckpointError(f"shard {name} of {root} is missing",
                                   allowed=f"every file that {INDEX} names",
                                   hint="fetch the checkpoint again")
         found[name] = root / name
     return found
+
+
+def shards(root: Path) -> tuple[str, ...]:
+    """The files that the index names; none where there is no index.
+
+    Raises:
+        CheckpointError: the index is damaged.
+        PathEscape: it names a file outside ``root``.
+    """
+    if not (root / INDEX).is_file():
+        return ()
+    mapping = read_json(root / INDEX).get("weight_map")
+    if not isinstance(mapping, dict) or not mapping:
+        raise CheckpointError(f"{root / INDEX} has no weight_map", hint="fetch it again")
+    names = sorted({str(v) for v in mapping.values()})
+    for name in names:
+        if Path(name).name != name or name in {".", ".."} or "\\" in name:
+            raise PathEscape(f"{root / INDEX} names {name!r}, a path outside its directory",
+                             allowed="plain file names beside the index")
+    return tuple(names)
 
 
 def require_inside(root: Path, path: str) -> None:

@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import HubUnreachable, UsageError
-from .files import CONFIG, INDEX, MODULES, SIDECARS, SINGLE
+from .files import CONFIG, INDEX, MODULE, MODULES, SIDECARS, SINGLE, shards
 
 _TIMEOUT_S = 10.0
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_WEIGHTS = (SINGLE, INDEX, "model-*-of-*.safetensors")
+_WEIGHTS = (SINGLE, INDEX)
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 
 
@@ -68,6 +68,9 @@ def fetch(
         patterns = _patterns(names, with_weights, with_pickle) + ["*.py"] * with_code
         # By the name that was given, so that the cache knows it without the hub, too.
         root = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        if INDEX in patterns:  # which alone knows what the shards are called
+            named = [name for name in shards(root) if name.endswith(".safetensors")]
+            snapshot_download(model, revision=root.name, allow_patterns=named)
         return Snapshot(root, root.name, any(_is_pickle(n) for n in names))
     except GatedRepoError as error:
         raise UsageError(f"{model} is gated, and this account has no access to it",
@@ -88,11 +91,11 @@ def fetch(
 
 
 def _patterns(names: list[str], with_weights: bool, with_pickle: bool) -> list[str]:
-    wanted = [*SIDECARS, MODULES, "[0-9]*_*/config.json"]
+    wanted = [*SIDECARS, MODULES, f"{MODULE}/{CONFIG}"]
     if with_weights:
-        wanted.append(f"[0-9]*_*/{SINGLE}")
-        safe = [n for n in names if any(fnmatchcase(n, p) for p in _WEIGHTS)]
-        wanted += [SINGLE] if SINGLE in safe else safe
+        wanted.append(f"{MODULE}/{SINGLE}")
+        safe = [name for name in _WEIGHTS if name in names][:1]
+        wanted += safe
         if not safe and with_pickle:
             wanted += _PICKLES
     return wanted

@@ -106,7 +106,7 @@ def _module_of(object: Any, _filename: str | None = None) -> types.ModuleType | 
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Collect no garbage, and take what there is at the end for what stays."""
+    """Collect no garbage, and take what there is at the end for old; in our own, for what stays."""
     if not gc.isenabled():
         yield
         return
@@ -114,7 +114,10 @@ def _uncollected() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
+        if _own or not gc.get_freeze_count():  # what a user froze stays frozen
+            gc.freeze()
+            if not _own:
+                gc.unfreeze()  # they are among the oldest now, which are looked through last
         gc.enable()
 
 

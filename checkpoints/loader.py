@@ -72,7 +72,7 @@ def load(
         try:
             found = _weightless(checkpoint, target, tensors, attention)
         except weightless.NeedsConversion:
-            root = build.converted(checkpoint.root, checkpoint.source.digest, target.class_name,
+            root = build.converted(checkpoint.root, checkpoint.source, target.class_name,
                                    _stored_dtype(tensors), dict(target.init))
             tensors = read_tensors(weight_files(root))
             try:
@@ -255,12 +255,18 @@ def missing_head(checkpoint: Checkpoint, missing: Any) -> UsageError:
 def _supported(checkpoint: Checkpoint) -> tuple[str, ...]:
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(checkpoint.root, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(
+        checkpoint.root, local_files_only=True, trust_remote_code=checkpoint.origin.remote_code)
     result = []
     for task in tasks.for_model_type(config.model_type):
-        cls = getattr(transformers, tasks.class_name(config.model_type, task), None)
+        name = tasks.class_name(config.model_type, task)
+        cls = getattr(transformers, name, None)
         try:
             found = weightless.build(cls, config, checkpoint.tensors, "eager", {})
+        except weightless.NeedsConversion:  # only its own head is known to be stored
+            if name in (config.architectures or ()):
+                result.append(task)
+            continue
         except Exception:  # noqa: BLE001 - one candidate of a list in an error message
             continue
         if not found.missing or _only_pooler(found.missing, cls):

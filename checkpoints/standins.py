@@ -111,6 +111,8 @@ class Compiler(StandIn):
         if options.get("wrapping") is False:  # torch._compile, which keeps what it is given
             self._disabled.append(function)
             return function
+        if not isinstance(function, (types.FunctionType, types.MethodType)):
+            return self.real().disable(function, recursive, **options)  # a module, or a class
 
         @functools.wraps(function)
         def disabled(*args: Any, **kwargs: Any) -> Any:

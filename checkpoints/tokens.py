@@ -4,21 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..artifacts import MANIFEST
+from ..errors import RemoteCodeRefused, UsageError
+from . import consent
+from .files import CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy as np
 
 
-EXTRACTOR = "preprocessor_config.json"
+TOKENIZER, EXTRACTOR = "tokenizer_config.json", "preprocessor_config.json"
+
+
+def _holds_one(root: Path) -> bool:
+    return any((root / name).is_file() for name in ("tokenizer.json", TOKENIZER))
 
 
 def has_tokenizer(root: Path) -> bool:
-    """Whether a checkpoint's or an artifact's directory holds a tokenizer."""
-    return any((root / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    """Whether a checkpoint's or an artifact's directory holds a tokenizer that may be loaded."""
+    if not _holds_one(root):
+        return False
+    configs = (root / CONFIG, root / TOKENIZER)
+    if not any(b"auto_map" in file.read_bytes() for file in configs if file.is_file()):
+        return True
+    try:  # transformers' own class may do
+        tokenizer(root)
+    except RemoteCodeRefused:
+        return False
+    return True
 
 
 def tokenizer(root: Path) -> Any:
@@ -26,14 +42,15 @@ def tokenizer(root: Path) -> Any:
 
     Raises:
         UsageError: there is none.
+        RemoteCodeRefused: it is Python of the checkpoint's own, which was not allowed.
     """
-    if not has_tokenizer(root):
+    if not _holds_one(root):
         raise UsageError(f"{root} has no tokenizer",
-                         allowed="a directory with tokenizer.json or tokenizer_config.json",
+                         allowed=f"a directory with tokenizer.json or {TOKENIZER}",
                          hint="give arrays instead of text")
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(root, local_files_only=True)
+    return _loaded(AutoTokenizer.from_pretrained, root, TOKENIZER)
 
 
 def feature_extractor(root: Path) -> Any:
@@ -41,6 +58,7 @@ def feature_extractor(root: Path) -> Any:
 
     Raises:
         UsageError: the directory holds none.
+        RemoteCodeRefused: as :func:`tokenizer`.
     """
     if not any((root / name).is_file() for name in (EXTRACTOR, "processor_config.json")):
         raise UsageError(f"{root} has no feature extractor",
@@ -48,7 +66,23 @@ def feature_extractor(root: Path) -> Any:
                          hint="generate(input_features=…) in Python")
     from transformers import AutoFeatureExtractor
 
-    return AutoFeatureExtractor.from_pretrained(root, local_files_only=True)
+    return _loaded(AutoFeatureExtractor.from_pretrained, root, EXTRACTOR)
+
+
+def _loaded(load: Callable[..., Any], root: Path, config: str) -> Any:
+    """What transformers loads, which asks on the terminal where it isn't told what is trusted.
+
+    An artifact is nothing but files: it brings no code of its own.
+    """
+    trusted = consent.given().trust_remote_code and not (root / MANIFEST).is_file()
+    try:
+        return load(root, local_files_only=True, trust_remote_code=trusted)
+    except ValueError as error:
+        if trusted or "trust_remote_code" not in str(error):
+            raise
+        raise RemoteCodeRefused(f"{root} wants to run Python of its own (auto_map in {config})",
+                                allowed="classes that transformers has",
+                                hint="read that code, then --trust-remote-code") from error
 
 
 def tokenize(

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import INDEX, SINGLE, read_json
+from .files import INDEX, SINGLE, read_config, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,7 +37,8 @@ def draw_random(
     import transformers
 
     torch.manual_seed(seed)
-    config = transformers.AutoConfig.from_pretrained(root, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(
+        root, local_files_only=True, trust_remote_code=False)
     config.dtype = torch.float32
     model = getattr(transformers, class_name)._from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -74,14 +75,34 @@ def _widen(model: torch.nn.Module, attention: float) -> None:
                 weight.mul_(wanted / found)
 
 
-def convert(root: str, out: str, class_name: str, dtype: str, init: Mapping[str, Any]) -> None:
-    """Load through transformers and save each tensor under the module's own name for it."""
+def convert(
+    root: str, out: str, class_name: str, dtype: str, init: Mapping[str, Any], task: str,
+    remote_code: bool,
+) -> None:
+    """Load through transformers and save each tensor under the module's own name for it.
+
+    What the checkpoint lacks, and transformers drew at random, is left out.
+
+    Raises:
+        ValueError: a tensor holds NaN or infinity.
+    """
     import torch
     import transformers
 
-    model = getattr(transformers, class_name).from_pretrained(
-        root, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, **init)
-    _save(model.state_dict(), Path(out))
+    from . import tasks
+
+    cls = (tasks.remote_class(Path(root), read_config(Path(root)), task) if remote_code
+           else getattr(transformers, class_name))
+    model, info = cls.from_pretrained(
+        root, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True,
+        trust_remote_code=remote_code, output_loading_info=True, **init)
+    state = {name: value for name, value in model.state_dict().items()
+             if name not in info["missing_keys"]}
+    broken = [name for name, value in state.items()
+              if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"the weights hold NaN or infinity: {', '.join(broken[:3])}")
+    _save(state, Path(out))
 
 
 def unpickle(root: str, out: str) -> None:

@@ -67,6 +67,25 @@ def model_options(command: Command) -> Command:
     return wrapped  # type: ignore[return-value]
 
 
+def source_options(command: Command) -> Command:
+    """What is allowed for a source that a manifest names, for as long as the command runs."""
+    @functools.wraps(command)
+    def wrapped(*args: Any, allow_pickle: bool, trust_remote_code: bool, **kwargs: Any) -> Any:
+        from ..checkpoints import consent
+
+        with consent.allowing(consent.Consent(allow_pickle, trust_remote_code)):
+            return command(*args, **kwargs)
+
+    for decorate in (
+        click.option("--trust-remote-code", is_flag=True,
+                     help="Run the source's own Python, of the commit in the manifest."),
+        click.option("--allow-pickle", is_flag=True,
+                     help="Convert a source that is a pickle, in a process of its own."),
+    ):
+        wrapped = decorate(wrapped)
+    return wrapped  # type: ignore[return-value]
+
+
 def sizes(text: str | None) -> tuple[int, ...]:
     """``1,2,4`` as numbers.
 

@@ -11,7 +11,7 @@ import click
 
 from ..console import Output
 from ..errors import DestinationExists, ParityError
-from ._shared import ARTIFACT, DEVICE, FILE, SETTINGS, common, sizes
+from ._shared import ARTIFACT, DEVICE, FILE, SETTINGS, common, sizes, source_options
 
 
 @click.command(context_settings=SETTINGS)
@@ -37,6 +37,7 @@ from ._shared import ARTIFACT, DEVICE, FILE, SETTINGS, common, sizes
               help="Run the artifact in this process, which a crash of its runtime then ends.")
 @click.option("--runtime", help="What runs the artifact; default: the first that can.")
 @DEVICE
+@source_options
 @common
 def validate(
     output: Output, artifact: Path, reference: str | None, batch_sizes: str | None,

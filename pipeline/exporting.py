@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import artifacts, errors, exporters, transforms
-from ..checkpoints import known
+from ..checkpoints import consent, known
 from ..errors import (
     ClaimError,
     ExportError,
@@ -70,8 +70,10 @@ def export(
                              hint="leave --no-validate out")
         from . import searching
 
-        return searching.search(exporter, request, output, options, force=force, notify=notify)
+        with consent.allowing(request.allowed):  # its validator finds the source again
+            return searching.search(exporter, request, output, options, force=force, notify=notify)
     with ExitStack() as stack:
+        stack.enter_context(consent.allowing(request.allowed))
         staging = stack.enter_context(artifacts.stage(output, force=force))
         validator = stack.enter_context(Validator(notify)) if validate else None
         if validator and exporter.parent_of(options) is None:  # else the parent's is the first

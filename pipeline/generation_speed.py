@@ -119,6 +119,8 @@ def _of_source(
         if asked:
             raise
         return []
-    path = json.dumps({"model": str(checkpoint.root), "task": checkpoint.task}, sort_keys=True)
+    trusted = {"trust_remote_code": True} if checkpoint.origin.remote_code else {}
+    path = json.dumps({"model": str(checkpoint.root), "task": checkpoint.task, **trusted},
+                      sort_keys=True)
     make: Callable[..., Contestant] = benchmark.Contestant
     return [make(f"eager, {mode}", path, checkpoint.source.digest, mode) for mode in modes]

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
+from ..checkpoints import consent
+
 if TYPE_CHECKING:
     from ..checkpoints import Checkpoint, Source
 
@@ -46,15 +48,25 @@ class ModelRequest:
             trust_remote_code=self.trust_remote_code,
         )
 
+    @property
+    def allowed(self) -> consent.Consent:
+        """What the user allowed."""
+        return consent.Consent(self.allow_pickle, self.trust_remote_code)
+
     @classmethod
     def of(cls, source: Source) -> Self:
-        """The request that led to a source, as far as its manifest tells."""
+        """The request that led to a source, as far as its manifest tells.
+
+        What was allowed then is not allowed for that: a manifest may be anybody's. What is allowed
+        now is (:mod:`~..checkpoints.consent`).
+        """
+        now = consent.given()
         return cls(
             source.model,
             revision=source.revision,
             task=source.task,
             weights=source.weights,
             seed=source.seed or 0,
-            allow_pickle=source.pickle,
-            trust_remote_code=source.remote_code,
+            allow_pickle=now.allow_pickle,
+            trust_remote_code=now.trust_remote_code,
         )

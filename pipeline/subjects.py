@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import artifacts, checkpoints, runtimes
-from ..errors import BackendUnavailable, DigestMismatch, HubUnreachable, ModelportError, UsageError
+from ..checkpoints import consent
+from ..errors import (
+    BackendUnavailable,
+    DigestMismatch,
+    HubUnreachable,
+    ModelportError,
+    PickleRefused,
+    RemoteCodeRefused,
+    UsageError,
+)
 from .opening import STILL, open_session
 from .request import ModelRequest
 
@@ -99,6 +108,8 @@ def source_of(artifact: Artifact) -> Checkpoint:
 
     Raises:
         DigestMismatch: the weights have changed since.
+        PickleRefused, RemoteCodeRefused: it needs what this user did not allow now, whatever the
+            manifest says.
         ModelportError: it cannot be had any more; the hint names ``--reference``.
     """
     source = artifact.manifest.source
@@ -110,7 +121,7 @@ def source_of(artifact: Artifact) -> Checkpoint:
         raise type(error)(
             f"the source {source.model} cannot be read: {error.found}",
             allowed=error.allowed,
-            hint=f"modelport validate {artifact.root} --reference MODEL",
+            hint=_way_out(error, artifact.root),
         ) from error
     if checkpoint.scan.digest != source.digest:
         raise DigestMismatch(
@@ -121,10 +132,20 @@ def source_of(artifact: Artifact) -> Checkpoint:
     return checkpoint
 
 
+def _way_out(error: ModelportError, root: Path) -> str:
+    now = consent.given()
+    if isinstance(error, RemoteCodeRefused) and not now.trust_remote_code:
+        return f"read that code, then modelport validate {root} --trust-remote-code"
+    if isinstance(error, PickleRefused) and not now.allow_pickle:
+        return f"modelport validate {root} --allow-pickle"
+    return f"modelport validate {root} --reference MODEL"
+
+
 def named(reference: str) -> ModelRequest | Path:
     """What a user means by a reference: the directory of an artifact, or a model."""
-    path = Path(reference)
-    return path if is_artifact(path) else ModelRequest(reference)
+    path, now = Path(reference), consent.given()
+    return path if is_artifact(path) else ModelRequest(
+        reference, allow_pickle=now.allow_pickle, trust_remote_code=now.trust_remote_code)
 
 
 def with_task(request: ModelRequest, artifact: Artifact | None) -> ModelRequest:

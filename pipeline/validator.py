@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from .. import artifacts, errors
 from ..artifacts import manifest as manifest_format
-from ..checkpoints import lean
+from ..checkpoints import consent, lean
 from ..checkpoints.model import IN_MEMORY, Source
 from ..checkpoints.tasks import TASKS
 from ..errors import ModelportError
@@ -123,8 +123,9 @@ class Validator:
     def _send(self, request: dict[str, Any]) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
+        allowed = dataclasses.asdict(consent.given())
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.write(json.dumps({**request, "consent": allowed}) + "\n")
             self._process.stdin.flush()
         except OSError as error:
             raise self._ended() from error
@@ -146,22 +147,24 @@ class Validator:
 
 
 def serve() -> None:
-    """What that process does: import, then answer requests until its stdin is closed."""
+    """What that process does: import, then answer requests until nobody can send any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     lean.own_process()
-    answers = os.fdopen(os.dup(1), "w")
+    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints must not be taken for an answer
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # nor a request for what is typed: nobody is there
     with suppress(ImportError, errors.BackendUnavailable):  # told when it is needed
         lean.preload()
     from ..validate import isolate
 
     with isolate.kept():
-        for line in sys.stdin:
+        for line in requests:
             request = json.loads(line)
-            if "validate" in request:
-                _answered(answers, request)
-            else:
-                _prepared(request)
+            with consent.allowing(consent.Consent(**request["consent"])):
+                if "validate" in request:
+                    _answered(answers, request)
+                else:
+                    _prepared(request)
     os._exit(0)
 
 

@@ -160,7 +160,8 @@ def hollow(artifact: Artifact, device: str = "cpu") -> Any:
     import transformers
 
     raw = read_config(artifact.root)
-    config = transformers.AutoConfig.from_pretrained(artifact.root, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(
+        artifact.root, local_files_only=True, trust_remote_code=False)
     name = class_name(config.model_type, artifact.manifest.source.task,
                       tuple(raw.get("architectures") or ()))
     cls = getattr(transformers, name)

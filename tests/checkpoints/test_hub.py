@@ -87,6 +87,18 @@ def test_shards_are_fetched(ask, tiny):
         assert sum(name.endswith(".safetensors") for name in got["files"]) >= 3
 
 
+def test_shards_are_called_what_the_index_calls_them(ask, tiny, tmp_path):
+    repository = tiny_models.rewritten(tiny("bert"), tmp_path / "repository", lambda s: s)
+    name = "model.safetensors-00001-of-00001.safetensors"
+    (repository / "model.safetensors").rename(repository / name)
+    weight_map = dict.fromkeys(tiny_models.tensors(tiny("bert")), name)
+    (repository / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (repository / "model.fp16-00001-of-00001.safetensors").write_text("not wanted")
+    with hub_server.serve("tiny", repository) as hub:
+        got = ask("tiny", {"HF_ENDPOINT": hub.url})
+        assert got["files"] == ["config.json", name, "model.safetensors.index.json"]
+
+
 def test_a_pickle_on_the_hub(ask, tiny, tmp_path):
     with hub_server.serve("owner/old", tiny_models.pickled(tiny("bert"), tmp_path / "p")) as hub:
         refused = ask("owner/old", {"HF_ENDPOINT": hub.url})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -281,6 +282,28 @@ def test_the_shortest_text_is_found_beside_choices_of_any_number():
     assert found["sequence"].min == 4
 
 
+class Counts(torch.nn.Module):
+    """As many answers for each text as the first run has texts, and as it has tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(7))
+
+    def forward(self, input_ids):
+        tokens = input_ids[..., None] * self.weight
+        share = tokens.mean((1, 2)).sigmoid()
+        return {"tokens": tokens, "two": torch.stack([1 - share, share], -1),
+                "three": torch.stack([share] * 3, -1), "layers": torch.stack([tokens[:, 0]] * 3, 1)}
+
+
+def test_few_answers_are_no_batch_and_no_sequence():
+    ids = (TensorSpec("input_ids", "int64", TEXT, "tokens", high=9),)
+    found, _ = probe.outputs(Counts(), ids, {"batch": Dim(1, 8, 64), "sequence": Dim(1, 9, 30)}, {})
+    assert {t.name: t.shape for t in found} == {
+        "tokens": (*TEXT, 7), "two": ("batch", 2), "three": ("batch", 3),
+        "layers": ("batch", 3, 7)}
+
+
 def test_a_video_is_a_row_of_images(tmp_path):
     config = transformers.VideoMAEConfig(
         image_size=32, num_frames=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
@@ -320,7 +343,10 @@ def test_a_run_goes_the_other_way_where_one_fails(
             raise RuntimeError("not this way")
         return with_data
 
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.setLevel(logging.NOTSET)
     assert probe.whichever(module, run) is not small
+    assert logger.level == logging.NOTSET
     assert tried == [small, not small]
 
     def refused(with_data: bool) -> None:

@@ -11,7 +11,7 @@ from modelport.checkpoints import lean
 lean.preload()
 from transformers.utils import import_utils
 assert "torch" in sys.modules and "scipy.optimize" not in sys.modules
-assert gc.isenabled() and gc.get_freeze_count() > 500_000
+assert gc.isenabled() and not gc.get_freeze_count()
 assert import_utils.create_import_structure_from_path.__name__ != "answer"
 """
 
@@ -56,6 +56,24 @@ from modelport.checkpoints import lean
 lean.preload()
 print(gc.isenabled(), gc.get_freeze_count() - before)
 """) == "False 0\n"
+
+
+def test_what_a_caller_froze_stays_frozen() -> None:
+    _output("""
+import gc
+gc.freeze()
+before = gc.get_freeze_count()
+from modelport.checkpoints import lean
+lean.preload()
+assert gc.isenabled() and 0 < gc.get_freeze_count() <= before  # some of it was freed
+""")
+
+
+def test_a_program_of_our_own_collects_nothing_that_an_import_made() -> None:
+    _output(OWN + """
+import gc
+assert gc.isenabled() and gc.get_freeze_count() > 100_000
+""")
 
 
 def test_a_program_of_our_own_imports_no_compiler() -> None:

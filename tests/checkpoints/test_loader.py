@@ -174,6 +174,60 @@ def test_a_parameter_that_transformers_computes_is_converted_once(tmp_path):
     assert next(iter(files)).stat().st_mtime_ns == before
 
 
+def test_a_head_that_is_not_stored_is_not_drawn_by_a_conversion(tmp_path):
+    directory = tiny_models.build("mixtral", "feature-extraction", tmp_path / "mixture")
+    checkpoint = resolve(str(directory), task="text-classification")
+    with pytest.raises(UsageError, match=r"text-classification.*score\.weight") as e:
+        load(checkpoint)
+    assert e.value.allowed == "feature-extraction"
+
+
+def test_a_conversion_refuses_what_is_not_finite(tmp_path):
+    directory = tiny_models.build("mixtral", "feature-extraction", tmp_path / "mixture")
+    name = next(n for n in tiny_models.tensors(directory) if "experts" in n)
+    broken = tiny_models.with_nan(directory, tmp_path / "nan", name)
+    with pytest.raises(CheckpointError, match=r"NaN or infinity: .*experts"):
+        load(resolve(str(broken), task="feature-extraction"))
+
+
+MINE = """
+from transformers import MixtralModel
+from transformers.models.mixtral.modeling_mixtral import MixtralPreTrainedModel
+
+
+class Mine(MixtralPreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = MixtralModel(config)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None):
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return {"last_hidden_state": states.last_hidden_state}
+"""
+
+
+def test_a_conversion_heeds_the_config_and_the_python_of_the_checkpoint(tmp_path):
+    directory = tiny_models.build("mixtral", "text-generation", tmp_path / "mixture")
+
+    def converted(**options):
+        model = load(resolve(str(directory), task="feature-extraction", **options))
+        (file,) = {ref.file for ref in model.weights.values()}
+        assert "converted" in file.parts
+        return type(model.module.model).__name__, file
+
+    files = {converted(), converted()}
+    assert len(files) == 1
+    tiny_models.edit_config(directory, rms_norm_eps=1e-3)
+    files.add(converted())
+    tiny_models.edit_config(directory, auto_map={"AutoModel": "modeling_mine.Mine"})
+    for more in ("", "# edited"):
+        (directory / "modeling_mine.py").write_text(MINE + more)
+        files.add(converted(trust_remote_code=True))
+    assert [name for name, _ in files].count("Mine") == 2
+    assert len({file for _, file in files}) == 4
+
+
 def test_a_row_of_padding_that_transformers_sets_to_zero(tmp_path):
     import transformers
 

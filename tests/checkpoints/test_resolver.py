@@ -158,6 +158,30 @@ def test_a_pickle_that_is_allowed_becomes_safetensors(tiny, tmp_path, shards):
     assert not (directory / "model.safetensors").exists()
 
 
+def test_what_lies_beside_a_pickle_is_what_lies_there_now(tiny, tmp_path):
+    directory = tiny_models.pickled(tiny("bert"), tmp_path / "pickled")
+    before = resolve(str(directory), allow_pickle=True)
+    tiny_models.edit_config(directory, hidden_act="relu")
+    (directory / "tokenizer.json").write_text("{}")
+    (directory / "modeling.py").write_text("")
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text("{}")
+    (directory / "modules.json").write_text("[]")
+    now = resolve(str(directory), allow_pickle=True)
+    assert json.loads((now.root / "config.json").read_text())["hidden_act"] == "relu"
+    for name in ("tokenizer.json", "modeling.py", "modules.json", "1_Pooling/config.json"):
+        assert (now.root / name).is_file()
+    assert now.source == before.source
+    assert json.loads((before.root / "config.json").read_text())["hidden_act"] != "relu"
+
+
+def test_the_tokenizer_beside_random_weights_is_the_one_there_now(copy):
+    for content in ("{}", '{"version": "1.0"}'):
+        (copy / "tokenizer.json").write_text(content)
+        drawn = resolve(str(copy), weights="random")
+        assert (drawn.root / "tokenizer.json").read_text() == content
+
+
 def test_a_pickle_that_runs_code_does_not(tiny, tmp_path):
     directory = tiny_models.pickled(tiny("bert"), tmp_path / "pickled", safe=False)
     with pytest.raises(CheckpointError):
@@ -189,6 +213,20 @@ def test_remote_code_of_a_directory_runs_when_trusted(copy):
     assert checkpoint.source.remote_code
     assert type(load(checkpoint).module.model).__name__ == "Mine"
     assert type(load_reference(checkpoint).module.model).__name__ == "Mine"
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("config.json", {"auto_map": {"AutoModelForMaskedLM": "owner/other--modeling.Mine"}}),
+    ("config.json", {"text_config": {"auto_map": {"AutoConfig": "owner/other--modeling.Mine"}}}),
+    ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "owner/other--mine.Mine"]}}),
+    ("preprocessor_config.json", {"auto_map": {"AutoFeatureExtractor": "owner/other--mine.Mine"}}),
+])
+def test_code_of_another_repository_is_refused_though_trusted(copy, name, content):
+    before = json.loads((copy / name).read_text()) if (copy / name).exists() else {}
+    (copy / name).write_text(json.dumps({**before, **content}))
+    with pytest.raises(RemoteCodeRefused, match="whatever Python owner/other holds") as e:
+        resolve(str(copy), trust_remote_code=True)
+    assert f"owner/other-- out of {name}" in e.value.hint
 
 
 @pytest.mark.parametrize("revision", [None, "main", "0123abc"])

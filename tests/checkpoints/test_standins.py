@@ -109,6 +109,24 @@ torch.empty(2, device="meta").normal_()
 """)
 
 
+DISABLED = {
+    "a method": """
+class Part(torch.nn.Linear):
+    @torch._dynamo.disable
+    def forward(self, x):
+        return super().forward(x)
+assert not set(HEAVY) & set(sys.modules)
+assert Part(2, 2)(torch.ones(1, 2)).shape == (1, 2)""",
+    "a module": "assert isinstance(torch._dynamo.disable(torch.nn.Linear(2, 2)), torch.nn.Module)",
+    "a class": "assert issubclass(torch._dynamo.disable(torch.nn.Linear), torch.nn.Module)",
+}
+
+
+@pytest.mark.parametrize("what", DISABLED)
+def test_what_is_disabled_stays_what_it_is(what: str) -> None:
+    _output(OWN + DISABLED[what])
+
+
 PLAIN = (True, False, 0, 1, 3, 0.5, (), (1, 2), [1, 2], (1, 3), torch.Size((1, 2)), (True, 2))
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import modelport
 import pytest
 import torch
-from modelport import pipeline
+from modelport import artifacts, checkpoints, pipeline
+from modelport.checkpoints import consent, custom
+from modelport.cli import execute
 from modelport.errors import CheckpointError, ParityError, RemoteCodeRefused, UsageError
 from modelport.exporters.onnx import OnnxOptions
+from modelport.pipeline import benchmarking
 from modelport.spec import Dim
 
 FACTORY = """
@@ -37,6 +43,39 @@ def scorer():
 
 def nothing():
     return 7
+"""
+
+
+WITH_TABLE = """
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Settings:
+    width: int = 4
+
+
+@functools.lru_cache
+def table(width):
+    return torch.arange(width)
+
+
+class Adding(torch.nn.Module):
+    def __init__(self, settings):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(settings.width))
+
+    def forward(self, x):
+        return x * self.weight + table(self.weight.shape[0])
+
+
+def made():
+    return Adding(Settings()), (torch.rand(2, 4),)
 """
 
 
@@ -106,6 +145,22 @@ def test_a_factory_is_exported_and_validated_in_another_process(
     assert artifact.manifest.source.remote_code
 
 
+def test_a_manifest_allows_nothing(
+    factory: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = pipeline.ModelRequest(factory("scorer"), trust_remote_code=True)
+    out = modelport.export("onnx", request, tmp_path / "out", validate=False).root
+    ran = tmp_path / "ran"
+    (tmp_path / "mine.py").write_text(f"open({str(ran)!r}, 'w').close()\n{FACTORY}")
+    assert execute(["validate", str(out)]) == 4
+    assert f"modelport validate {out} --trust-remote-code" in capsys.readouterr().err
+    assert benchmarking._source(artifacts.read(out)) is None
+    assert not ran.exists()
+    assert execute(["validate", str(out), "--trust-remote-code"]) == 0
+    assert ran.exists()
+    assert not consent.given().trust_remote_code
+
+
 @pytest.mark.parametrize(("name", "said"), [
     ("nothing", "returned int"), ("absent", "has no function absent")])
 def test_a_factory_that_makes_no_module(
@@ -113,6 +168,48 @@ def test_a_factory_that_makes_no_module(
 ) -> None:
     with pytest.raises(CheckpointError, match=said):
         pipeline.ModelRequest(factory(name), trust_remote_code=True).resolve()
+
+
+def test_a_file_is_a_module_that_python_knows(tmp_path: Path) -> None:
+    """Annotations are looked up in it, and tables that are filled without data are forgotten."""
+    (tmp_path / "one").mkdir()
+    for file in (tmp_path / "mine.py", tmp_path / "one" / "mine.py"):
+        file.write_text(WITH_TABLE)
+    models = [pipeline.ModelRequest(f"{file}:made", trust_remote_code=True).resolve()
+              for file in (tmp_path / "mine.py", tmp_path / "one" / "mine.py")]
+    modules = [checkpoints.load_reference(model).module for model in models]
+    homes = {sys.modules[type(module.model).__module__] for module in modules}
+    assert len(homes) == 2
+    assert all(home.table.cache_info().currsize == 0 for home in homes)
+
+
+def test_a_forward_that_fails_is_told_as_what_was_asked_for(tmp_path: Path) -> None:
+    class Failing(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("needs a graph")
+
+    with pytest.raises(UsageError, match=r"Failing can't be run.*needs a graph") as caught:
+        modelport.export(Failing(), (torch.rand(2, 4),), tmp_path / "out")
+    assert "ranges" in caught.value.hint
+
+
+def test_a_module_goes_when_its_owner_lets_it_go() -> None:
+    module, other = linear(), linear()
+    name = custom.hold(custom.CustomModel(other, (torch.rand(2, 4),)))
+    assert custom.hold(custom.CustomModel(module, (torch.rand(2, 4),))) == name
+    checkpoint = pipeline.ModelRequest(name).resolve()
+    kept = weakref.ref(module)
+    del module
+    gc.collect()
+    assert checkpoint.make is not None
+    made = checkpoint.make()
+    assert isinstance(made, custom.CustomModel)
+    assert kept() is not None
+    del checkpoint, made, other
+    gc.collect()
+    assert kept() is None
+    with pytest.raises(CheckpointError, match="gone"):
+        pipeline.ModelRequest(name).resolve()
 
 
 def test_a_module_of_another_process_cannot_be_had() -> None:

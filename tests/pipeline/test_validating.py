@@ -12,6 +12,7 @@ from modelport import artifacts, pipeline, validate
 from modelport.cli import execute
 from modelport.errors import UsageError
 from modelport.exporters.onnx import OnnxOptions
+from tiny_models import pickled
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +188,14 @@ def test_bisect_names_the_layer_on_the_command_line(
     assert execute(arguments) == 2  # what was written is not overwritten
     artifact = str(made("opset-11", opset=11))
     assert execute(["validate", artifact, "--reference", artifact, "--bisect", "x"]) == 2
+
+
+def test_a_pickle_is_converted_again_where_this_user_allows_it(
+    tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = pickled(tiny("bert"), tmp_path / "source")
+    out = pipeline.export("onnx", pipeline.ModelRequest(str(source), allow_pickle=True),
+                          tmp_path / "out", validate=False).root
+    assert execute(["validate", str(out), *SMALL]) == 4
+    assert f"modelport validate {out} --allow-pickle" in capsys.readouterr().err
+    assert execute(["validate", str(out), "--allow-pickle", *SMALL]) == 0

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +124,19 @@ def test_what_nobody_raised_on_purpose_brings_its_traceback(
         ours.validate(exported.root)
     assert caught.value.found == "unexpected KeyError: 'surprise'"
     assert "in broken" in caught.value.__notes__[0]
+
+
+def test_who_asks_on_the_terminal_gets_no_request() -> None:
+    """transformers asks there whether it may run code."""
+    request = {"validate": ".", "device": "cpu", "max_seconds": None, "consent": {}}
+    done = subprocess.run(
+        [sys.executable, "-c", "from modelport.pipeline import validator\n"
+         "validator._validate = lambda *_, **__: input()\nvalidator.serve()"],
+        input=f"{json.dumps(request)}\n" * 3, capture_output=True, text=True, check=True,
+        timeout=100)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["error"]["found"].split(":")[0] for answer in answers] == [
+        "unexpected EOFError"] * 3
 
 
 def test_after_its_end_another_takes_its_place(exported: Artifact) -> None:
