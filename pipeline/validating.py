@@ -14,7 +14,7 @@ from .. import artifacts, checkpoints, profiles, validate
 from ..errors import UsageError
 from ..validate import isolate, matrix
 from . import deriving, generating, subjects
-from .references import HALVES, opened, original, references, whole
+from .references import HALVES, identity, opened, original, references, whole
 from .request import ModelRequest, Notify
 from .texts import TEXTS
 
@@ -123,7 +123,7 @@ def run_ahead(checkpoint: Checkpoint) -> None:
     """Run both sides of a comparison with an artifact that is still being made, and keep that.
 
     In float32 and on the CPU, in the cases that :func:`validate_artifact` without limits has time
-    for.
+    for. Not of a source with Python of its own, whose runs are not kept.
     """
     reference = whole(checkpoint, "float32")
     if reference.parts:  # which share their tensors
@@ -251,16 +251,15 @@ def _cache(
     """Stored reference runs of this source in a precision.
 
     Not for a quantised artifact: which of the source's layers are rounded is that artifact's own.
+    Nor for a source with Python of its own: nothing tells what that imports, and when it changes.
     """
     from importlib.metadata import version
 
-    if precision not in ("float32", *HALVES):
+    if precision not in ("float32", *HALVES) or checkpoint.own_code:
         return None
     outputs = [f"{t.name} {t.dtype}" for t in spec.outputs]
-    # Equal weights under another config (a window, a scale) are another model.
-    config = (checkpoint.root / "config.json").read_text("utf-8")
-    parts = (checkpoint.scan.digest, config, checkpoint.task, part or "", device,
-             precision, *outputs, version("torch"), version("transformers"))
+    parts = (*identity(checkpoint), part or "", device, precision, *outputs, version("torch"),
+             version("transformers"))
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return validate.ReferenceCache(checkpoints.cache_root() / "reference" / key[:16], key)
 

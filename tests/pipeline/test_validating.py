@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -156,6 +157,20 @@ def test_a_budget_is_recorded_with_who_set_it(
 @pytest.mark.parametrize("sizes", ["0", "1,x", "-3", "1;2"])
 def test_sizes_that_are_no_sizes(sizes: str, made: Callable[..., Path]) -> None:
     assert execute(["validate", str(made("opset-11", opset=11)), "--batch-sizes", sizes]) == 2
+
+
+def test_code_of_its_own_has_no_stored_runs(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    root = shutil.copytree(tiny("bert"), tmp_path / "model")
+    config = json.loads((root / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForMaskedLM": "modeling_mine.Mine"}
+    (root / "config.json").write_text(json.dumps(config))
+    code = "from transformers import BertForMaskedLM\n\n\nclass Mine(BertForMaskedLM):\n    pass\n"
+    (root / "modeling_mine.py").write_text(code)
+    request = pipeline.ModelRequest(str(root), trust_remote_code=True)
+    pipeline.export("onnx", request, tmp_path / "out", validate=False)
+    limits = pipeline.Limits(sizes={"batch": (3,), "sequence": (7,)})
+    assert pipeline.validate_artifact(tmp_path / "out", limits=limits).accepted
+    assert list((tmp_path / "cache").rglob("*.npz")) == []
 
 
 def test_an_artifact_with_other_inputs_is_no_reference(
