@@ -81,6 +81,26 @@ def test_a_narrowed_pass_is_not_recorded_and_a_full_one_is(made: Callable[..., P
     assert artifacts.read(out).manifest.proven
 
 
+@pytest.mark.parametrize(("options", "code", "said"), [
+    (["--runtime", "onnxrutime"], 2, "onnxruntime"),
+    (["--device", "cuda"], 6, "modelport doctor"),
+])
+def test_what_cannot_be_run_here_is_no_verdict(
+    made: Callable[..., Path], options: list[str], code: int, said: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from modelport.runtimes.onnxruntime import OnnxRuntime
+    from modelport.runtimes.openvino import OpenVino
+
+    for runtime in (OnnxRuntime, OpenVino):
+        monkeypatch.setattr(runtime, "unavailable", lambda self, device="cpu":
+                            "there is no GPU here" if device == "cuda" else None)
+    out = made("unseen", opset=13)
+    assert execute(["validate", str(out), *SMALL, *options]) == code
+    assert said in capsys.readouterr().err
+    assert artifacts.read(out).manifest.parity is None
+
+
 def test_the_reference_is_run_once_for_many_artifacts(
     made: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
