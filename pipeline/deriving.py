@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import artifacts, checkpoints, transforms, validate
 from ..errors import UsageError
 from ..spec import terms
+from ..validate.effects import is_scores
 from .opening import open_session
 from .texts import CORPUS, TEXTS
 
@@ -200,11 +201,42 @@ def budget_of(options: Mapping[str, Any]) -> validate.EffectBudget:
 
 
 def text_cases(spec: ModelSpec, root: Path) -> tuple[validate.Case, ...]:
-    """Cases of real text, where there is a tokenizer and nothing but text goes in."""
+    """Cases of real text, where there is a tokenizer and nothing but text goes in; no text twice,
+    and as many as a proportion's interval needs rows."""
+    found: list[validate.Case] = []
+    rows, size = 0, MEASURED["batch"]
+    if "batch" in spec.dims:
+        size = min(max(size, spec.dims["batch"].min), spec.dims["batch"].max)
+    for start in range(0, len(CORPUS), size):
+        if rows >= ROWS:
+            break
+        for case in texts_of(spec, root, CORPUS[start : start + size], (size,)):
+            found.append(dataclasses.replace(case, seed=start))
+            rows += _rows(spec, case)
+    return tuple(found)
+
+
+def texts_of(
+    spec: ModelSpec, root: Path, texts: Sequence[str], batches: Sequence[int] = (1, 3, 8)
+) -> tuple[validate.Case, ...]:
+    """The texts as cases; none without a tokenizer, or where something else goes in."""
     if not checkpoints.has_tokenizer(root) or not set(spec.dims) <= {"batch", "sequence"}:
         return ()
+    longest = spec.dims["sequence"].max if "sequence" in spec.dims else None
     return validate.text_cases(
-        spec, CORPUS, lambda chosen: checkpoints.tokenize(root, chosen, spec.input_names))
+        spec, texts, lambda chosen: checkpoints.tokenize(root, chosen, spec.input_names, longest),
+        batches=batches)
+
+
+def _rows(spec: ModelSpec, case: validate.Case) -> int:
+    """Rows that a case of text adds to the scores that have fewest: one for each text, or one for
+    each token."""
+    sizes = dict(case.sizes)
+    once = any(is_scores(t) and "sequence" not in t.shape[:-1] for t in spec.outputs)
+    mask = next((t.name for t in spec.inputs if t.role == "mask"), None)
+    if once or mask is None or case.feeds is None:
+        return sizes.get("batch", 1)
+    return int(case.feeds[mask].sum())
 
 
 def _drawn(spec: ModelSpec) -> tuple[validate.Case, ...]:

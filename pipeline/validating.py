@@ -264,15 +264,6 @@ def _cache(
     return validate.ReferenceCache(checkpoints.cache_root() / "reference" / key[:16], key)
 
 
-def _texts(spec: ModelSpec, root: Path) -> tuple[validate.Case, ...]:
-    """Cases of real text, where there is a tokenizer and nothing but text goes in."""
-    if not checkpoints.has_tokenizer(root) or not set(spec.dims) <= {"batch", "sequence"}:
-        return ()
-    return validate.text_cases(
-        spec, TEXTS, lambda chosen: checkpoints.tokenize(root, chosen, spec.input_names)
-    )
-
-
 def _every_profile(spec: ModelSpec, facts: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Sizes that reach every optimisation profile of an artifact that has any, with the usual ones.
 
@@ -293,7 +284,7 @@ def _plan(spec: ModelSpec, facts: Mapping[str, Any], root: Path, limits: Limits)
         traced={name: (size,) for name, size in facts.get("traced", {}).items()},
         max_memory=limits.max_memory or validate.MAX_MEMORY,
     )
-    plan = plan + _texts(spec, root)
+    plan = plan + deriving.texts_of(spec, root, TEXTS)
     if limits.inputs is not None:
         plan = plan + validate.file_cases(spec, limits.inputs)
     return plan

@@ -142,11 +142,16 @@ class EffectMeter:
         return tuple(tally.effect(budget) for tally in self._tallies.values() if tally.rows)
 
 
+def is_scores(tensor: TensorSpec) -> bool:
+    """Whether an output's last axis holds the scores of classes, by its name."""
+    return tensor.name.split("_")[-1] == "logits"
+
+
 class _Tally:
     def __init__(self, tensor: TensorSpec) -> None:
         self.name = tensor.name
         self.kind: Literal["logits", "embedding"] = (
-            "logits" if tensor.name.split("_")[-1] == "logits" else "embedding")
+            "logits" if is_scores(tensor) else "embedding")
         self.rows = self.flips = self.decided = 0
         # A waveform's length is no width: members of two batches cannot be held beside each other.
         self._ranked = (bool(tensor.shape) and tensor.shape[0] == "batch"

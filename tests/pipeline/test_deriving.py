@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,23 @@ def test_a_wrong_weight_is_rejected(
     artifacts.write_manifest(artifact.root, dataclasses.replace(artifact.manifest, files=files))
     report = pipeline.validate_artifact(artifact.root, limits=LIMITS)
     assert report.gates["precision"] != "pass"
+
+
+@pytest.mark.parametrize(("task", "options"), [
+    ("text-classification", {"dtype": "fp16"}), ("question-answering", {"quantize": "int8-weights"}),
+], ids=["classification", "answering"])
+def test_one_row_for_each_text_is_enough_for_an_interval(
+    task: str, options: dict[str, object], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny("bert", task=task), tmp_path / "model")
+    letters = [f"{start}{letter}" for start in ("", "##") for letter in string.ascii_lowercase]
+    (model / "vocab.txt").write_text("\n".join(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]))
+    (model / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    artifact = with_proven_parent(export(model, tmp_path / "out", **options))
+    report = pipeline.validate_artifact(artifact.root, limits=LIMITS)
+    assert report.gates["effect"] == "pass", report.effects
+    assert all(effect.rows >= deriving.ROWS for effect in report.effects)
 
 
 def test_effects_are_measured_on_cases_that_the_limit_let_run(
