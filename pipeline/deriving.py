@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from .. import artifacts, checkpoints, transforms, validate
 from ..errors import UsageError
 from ..spec import terms
-from ..validate.effects import is_scores
 from .opening import open_session
 from .texts import CORPUS, TEXTS
 
@@ -232,7 +231,7 @@ def _rows(spec: ModelSpec, case: validate.Case) -> int:
     """Rows that a case of text adds to the scores that have fewest: one for each text, or one for
     each token."""
     sizes = dict(case.sizes)
-    once = any(is_scores(t) and "sequence" not in t.shape[:-1] for t in spec.outputs)
+    once = any(validate.is_scores(t) and "sequence" not in t.shape[:-1] for t in spec.outputs)
     mask = next((t.name for t in spec.inputs if t.role == "mask"), None)
     if once or mask is None or case.feeds is None:
         return sizes.get("batch", 1)

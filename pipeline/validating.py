@@ -167,24 +167,36 @@ def _judge(
     reduced = sides.settings.gate == "precision"
     if limits.budget is None and not reduced:
         return report
+    if not validate.measurable(subject.spec):
+        return _noted(report, "no effects are measured on outputs that are all integers")
+    if report.gates["hygiene"] != "pass":  # what fails its cases would fail these, too
+        return _noted(report, "no effects were measured, since Gate 0 does not pass")
     notify("validating: effects on the answers")
     made_under = subject.artifact.manifest.options if subject.artifact else {}
     budget = limits.budget or deriving.budget_of(made_under)
     # What the limit left out of the other gates is left out here.
     ran = {record.label for record in report.cases}
     essential = tuple(case for case in plan.cases if case.essential and case.label in ran)
-    effects = validate.measure_effects(
-        subject.open,
-        original(checkpoint, "float64", subject.spec, device, part=subject.part),
-        deriving.text_cases(subject.spec, checkpoint.root)
-        or deriving.enough(essential or plan.cases[:1]),
-        spec=subject.spec,
-        budget=budget,
-        settings=limits.applied(sides.settings),
-        # The original in float64 is what Gate A held the parent against.
-        cache=known("float32") if limits.cache else None,
-    )
+    try:
+        effects = validate.measure_effects(
+            subject.open,
+            original(checkpoint, "float64", subject.spec, device, part=subject.part),
+            deriving.text_cases(subject.spec, checkpoint.root)
+            or deriving.enough(essential or plan.cases[:1]),
+            spec=subject.spec,
+            budget=budget,
+            settings=limits.applied(sides.settings),
+            # The original in float64 is what Gate A held the parent against.
+            cache=known("float32") if limits.cache else None,
+        )
+    except Exception as error:  # noqa: BLE001 - recorded as the gate's outcome
+        what = "; ".join(str(error).splitlines()) or type(error).__name__
+        report, effects = _noted(report, f"effects could not be measured: {what}"), ()
     return report.with_effects(effects, budget)
+
+
+def _noted(report: ParityReport, note: str) -> ParityReport:
+    return replace(report, notes=(*report.notes, note))
 
 
 def _judge_parts(
