@@ -207,6 +207,7 @@ def test_bisect_names_the_layer_on_the_command_line(
     tiny: Callable[..., Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import onnx
 
@@ -220,5 +221,15 @@ def test_bisect_names_the_layer_on_the_command_line(
     assert "first wrong: bert.encoder.layer.0.intermediate.intermediate_act_fn" in said
     assert (tmp_path / "why" / "reproduce.py").exists()
     assert execute(arguments) == 2  # what was written is not overwritten
+
+    def broken(*_: object, **__: object) -> None:
+        raise UsageError("no way in")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.bisecting, "bisect", broken)
+        assert execute([*arguments[:-1], str(tmp_path / "why-not"), "--json"]) == 3
+    said, noted = capsys.readouterr()
+    assert json.loads(said)["verdict"] == "fail", "one document"
+    assert "not bisected: no way in" in noted
     artifact = str(made("opset-11", opset=11))
     assert execute(["validate", artifact, "--reference", artifact, "--bisect", "x"]) == 2
