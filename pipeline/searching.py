@@ -15,7 +15,9 @@ import hashlib
 import json
 import shutil
 import time
+import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import artifacts, checkpoints, transforms
@@ -28,13 +30,12 @@ from ..errors import (
     UnsafeError,
     UsageError,
 )
-from . import deriving, exporting, figures
+from . import deriving, exporting, figures, references
 from .validating import parity_report
 from .validator import Validator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from ..artifacts import Artifact, Manifest
     from ..checkpoints import LoadedModel
@@ -118,6 +119,10 @@ class Search:
         self._validator = validator
         self._notify = notify
         self._base: Any = None
+        self._source: list[Any] = [dataclasses.asdict(model.source),
+                                   *references.identity(model.checkpoint)]
+        if model.checkpoint.own_code:  # which may be other code by the next search
+            self._source.append(uuid.uuid4().hex)
 
     def run(self, candidates: Sequence[Any]) -> tuple[list[Trial], dict[str, Artifact]]:
         """Try all; the trials, the front marked, and the artifacts of those that were measured.
@@ -154,12 +159,13 @@ class Search:
         if not _tried(place).exists():
             return ""
         manifest = self._validator.validate(place)
-        _tried(place).unlink()
         if manifest.proven:
+            _tried(place).unlink()
             return ""
         reason = f"proven in full: {exporting.verdict(place, manifest)}"
+        (place / REASON).write_text(f"{reason}\n", encoding="utf-8")
         place.rename(_rejected(place))
-        (_rejected(place) / REASON).write_text(f"{reason}\n", encoding="utf-8")
+        _tried(place).unlink()
         return reason
 
     def _over(self) -> bool:
@@ -189,9 +195,11 @@ class Search:
         return Trial(name, changed, "measured", bytes=figures.weight_bytes(artifact)), artifact
 
     def _place(self, options: Any) -> Path:
+        """Named after all that decides what will lie there, the contents of files included."""
         plain = dataclasses.asdict(options)
-        said = [self._model.source.digest, exporting.tool_versions(),
-                {k: v for k, v in plain.items() if k not in ("objective", "search_seconds")}]
+        files = {k: _content(plain[k]) for k in ("texts", "budget") if plain.get(k)}
+        said = [self._source, exporting.tool_versions(),
+                {k: v for k, v in plain.items() if k not in ("objective", "search_seconds")}, files]
         key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
         return self._workshop / key[:16]
 
@@ -202,8 +210,8 @@ class Search:
     def _artifact(self, options: Any, steps: Sequence[Derivation]) -> Artifact:
         """The proven artifact of these options, made from that of one step less."""
         place = self._place(steps[-1].result if steps else options)
-        if place.exists():
-            return artifacts.verify(place)
+        if found := _found(place):
+            return found
         if _failed(place).exists():
             raise ExportError(_failed(place).read_text(encoding="utf-8"))
         if _rejected(place).exists():
@@ -378,6 +386,23 @@ def _drop_dominated(trials: Sequence[Trial], made: dict[str, Artifact]) -> None:
         if trial.name in made and not trial.front:
             shutil.rmtree(made[trial.name].root)
             _tried(made[trial.name].root).unlink(missing_ok=True)
+
+
+def _found(place: Path) -> Artifact | None:
+    """The proven artifact that lies there. A kill may have left another, which is removed."""
+    if not place.exists():
+        return None
+    if artifacts.read(place).manifest.proven:
+        return artifacts.verify(place)
+    shutil.rmtree(place)
+    _tried(place).unlink(missing_ok=True)
+    return None
+
+
+def _content(said: str) -> str:
+    """The digest of a file that an option names; empty where it names none."""
+    file = Path(said)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def _failed(place: Path) -> Path:
