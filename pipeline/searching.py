@@ -17,7 +17,6 @@ import shutil
 import time
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import artifacts, checkpoints, transforms
@@ -31,11 +30,13 @@ from ..errors import (
     UsageError,
 )
 from . import deriving, exporting, figures, references
+from .request import file_digest
 from .validating import parity_report
 from .validator import Validator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ..artifacts import Artifact, Manifest
     from ..checkpoints import LoadedModel
@@ -197,7 +198,7 @@ class Search:
     def _place(self, options: Any) -> Path:
         """Named after all that decides what will lie there, the contents of files included."""
         plain = dataclasses.asdict(options)
-        files = {k: _content(plain[k]) for k in ("texts", "budget") if plain.get(k)}
+        files = [file_digest(value) for value in plain.values()]
         said = [self._source, exporting.tool_versions(),
                 {k: v for k, v in plain.items() if k not in ("objective", "search_seconds")}, files]
         key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
@@ -397,12 +398,6 @@ def _found(place: Path) -> Artifact | None:
     shutil.rmtree(place)
     _tried(place).unlink(missing_ok=True)
     return None
-
-
-def _content(said: str) -> str:
-    """The digest of a file that an option names; empty where it names none."""
-    file = Path(said)
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def _failed(place: Path) -> Path:
