@@ -50,7 +50,7 @@ ROUNDS = 5
 """Fresh processes for each figure, as far as the time allows."""
 
 PROOF_SECONDS = 60.0
-"""For the cases of a trial of reduced precision, those that coverage rests on first."""
+"""For the cases of each graph of a trial of less precision, those that coverage rests on first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +252,8 @@ class Search:
         if not transforms.get(step.transform).lossy:
             return self._validator.validate(root)
         _tried(place).touch()
-        manifest = self._validator.validate(root, PROOF_SECONDS)
+        graphs = max(1, len(artifacts.read(root).manifest.components))
+        manifest = self._validator.validate(root, PROOF_SECONDS * graphs)
         if manifest.parity and not manifest.parity.comparisons:
             manifest = self._validator.validate(root)
             _tried(place).unlink()

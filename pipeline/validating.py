@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,7 +36,8 @@ class Limits:
 
     Attributes:
         sizes: sizes by dimension that replace the default matrix.
-        max_seconds: for everything; None lets what coverage rests on take what it needs.
+        max_seconds: for everything but the effects on the answers, whose limits need their rows;
+            None lets what coverage rests on take what it needs.
         max_memory: bytes for one case's arrays; None is the validator's default.
         inputs: ``.npz`` file with the user's own feeds, compared besides the matrix.
         budget: what effects on the answers are accepted (Gate C); None measures them only where
@@ -207,21 +209,27 @@ def _judge_parts(
     limits: Limits,
     notify: Notify,
 ) -> ParityReport:
-    """Every part as a model of its own, and then what they generate together."""
+    """Every part as a model of its own, and then what they generate together.
+
+    Each has its share of what is left of the time then.
+    """
     artifact = subject.artifact
     assert artifact is not None
     if limits.inputs is not None:
         raise UsageError("--inputs goes with an artifact of one graph",
                          allowed=f"parts are drawn for: {', '.join(subject.parts)}")
+    end = None if limits.max_seconds is None else time.monotonic() + limits.max_seconds
     reports = {}
     for name, part in subject.parts.items():
         sizes = {dim: chosen for dim, chosen in limits.sizes.items() if dim in part.spec.free}
-        reports[name] = _judge(part, checkpoint, device, replace(limits, sizes=sizes),
+        seconds = generating.share(end, len(subject.parts) - len(reports) + generating.STAGES)
+        reports[name] = _judge(part, checkpoint, device,
+                               replace(limits, sizes=sizes, max_seconds=seconds),
                                partial(_of_part, notify, name))
     first = next(iter(subject.parts.values()))
     sides = references(first.artifact, first.spec, checkpoint, device, first.part)
     return generating.judged(reports, artifact, checkpoint, limits.applied(sides.settings),
-                             runtime=runtime, device=device, notify=notify)
+                             end=end, runtime=runtime, device=device, notify=notify)
 
 
 def _of_part(notify: Notify, name: str, text: str) -> None:

@@ -90,7 +90,7 @@ class Validator:
         """Validate an artifact and record the verdict in it.
 
         Args:
-            max_seconds: for each graph's cases, those that coverage rests on first.
+            max_seconds: for the cases of all graphs, those that coverage rests on first.
 
         Raises:
             ModelportError: what validation raised there; or the process ended.
