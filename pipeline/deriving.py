@@ -15,7 +15,7 @@ from .opening import open_session
 from .texts import CORPUS, TEXTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
@@ -202,29 +202,42 @@ def budget_of(options: Mapping[str, Any]) -> validate.EffectBudget:
 def text_cases(spec: ModelSpec, root: Path) -> tuple[validate.Case, ...]:
     """Cases of real text, where there is a tokenizer and nothing but text goes in; no text twice,
     and as many as a proportion's interval needs rows."""
+    if not _reads_text(spec, root):
+        return ()
     found: list[validate.Case] = []
-    rows, size = 0, MEASURED["batch"]
+    tokenize, rows, size = _tokenizing(spec, root), 0, MEASURED["batch"]
     if "batch" in spec.dims:
         size = min(max(size, spec.dims["batch"].min), spec.dims["batch"].max)
     for start in range(0, len(CORPUS), size):
         if rows >= ROWS:
             break
-        for case in texts_of(spec, root, CORPUS[start : start + size], (size,)):
+        texts = CORPUS[start : start + size]
+        for case in validate.text_cases(spec, texts, tokenize, batches=(size,)):
             found.append(dataclasses.replace(case, seed=start))
             rows += _rows(spec, case)
     return tuple(found)
 
 
 def texts_of(
-    spec: ModelSpec, root: Path, texts: Sequence[str], batches: Sequence[int] = (1, 3, 8)
+    spec: ModelSpec, root: Path, texts: Sequence[str]
 ) -> tuple[validate.Case, ...]:
     """The texts as cases; none without a tokenizer, or where something else goes in."""
-    if not checkpoints.has_tokenizer(root) or not set(spec.dims) <= {"batch", "sequence"}:
+    if not _reads_text(spec, root):
         return ()
+    return validate.text_cases(spec, texts, _tokenizing(spec, root))
+
+
+def _reads_text(spec: ModelSpec, root: Path) -> bool:
+    return checkpoints.has_tokenizer(root) and set(spec.dims) <= {"batch", "sequence"}
+
+
+def _tokenizing(
+    spec: ModelSpec, root: Path
+) -> Callable[[Sequence[str]], Mapping[str, np.ndarray]]:
+    """What makes feeds of texts, cut where the model ends; its tokenizer is loaded once."""
+    loaded = checkpoints.tokenizer(root)
     longest = spec.dims["sequence"].max if "sequence" in spec.dims else None
-    return validate.text_cases(
-        spec, texts, lambda chosen: checkpoints.tokenize(root, chosen, spec.input_names, longest),
-        batches=batches)
+    return lambda texts: checkpoints.tokenize(root, texts, spec.input_names, longest, loaded)
 
 
 def _rows(spec: ModelSpec, case: validate.Case) -> int:
