@@ -240,7 +240,9 @@ def _pair(
     path: Path, other: Path, runtime: str | None, device: str, limits: Limits, notify: Notify
 ) -> ParityReport:
     """Compare an artifact with another artifact; there is no truth, so no noise floor."""
-    left, right = subjects.of_artifact(path, runtime, device), subjects.of_artifact(other)
+    made_for = str(artifacts.read(other).manifest.target.get("device", "cpu"))
+    left = subjects.of_artifact(path, runtime, device)
+    right = subjects.of_artifact(other, device=made_for)
     if left.parts or right.parts:
         raise UsageError("artifacts of several graphs are compared with their source only",
                          allowed="--reference MODEL, or none")

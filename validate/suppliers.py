@@ -60,10 +60,11 @@ class ReferenceCache:
         """Whether a run is stored; it stays from now on."""
         path = self.path(role, inputs)
         try:
-            os.utime(path)  # asked for, and so among the last to make room
             self._mine[path] = path.stat().st_size
         except OSError:
             return False
+        with suppress(OSError):  # another user's
+            os.utime(path)  # among the last to make room from now on
         return True
 
     def load(self, role: str, inputs: str) -> Outputs | None:
