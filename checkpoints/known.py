@@ -24,7 +24,7 @@ def refuse(checkpoint: Checkpoint, format: str) -> None:  # noqa: A002 - the wor
     Raises:
         ExportError: with the cause, and with what works instead.
     """
-    if checkpoint.make is not None or checkpoint.origin.remote_code:
+    if checkpoint.own_code:
         return
     measured: dict[str, Any] = json.loads(_FILE.read_text("utf-8"))
     model_type = str(read_config(checkpoint.root).get("model_type"))

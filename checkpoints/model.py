@@ -103,6 +103,11 @@ class Checkpoint:
         return self.origin.task
 
     @property
+    def own_code(self) -> bool:
+        """Whether it is made by Python that is no library's, which no digest here covers."""
+        return self.make is not None or self.origin.remote_code
+
+    @property
     def source(self) -> Source:
         """The origin with its digest; waits until the weight files have been hashed."""
         return replace(self.origin, digest=self.scan.digest)

@@ -90,6 +90,7 @@ def tokenize(
     texts: Sequence[str],
     names: Sequence[str] | None = None,
     max_length: int | None = None,
+    loaded: Any = None,
 ) -> dict[str, np.ndarray]:
     """Feeds for a batch of texts, padded to the longest.
 
@@ -98,6 +99,7 @@ def tokenize(
         texts: at least one.
         names: the model's inputs; what else the tokenizer makes is left out.
         max_length: tokens to cut a text at.
+        loaded: the directory's :func:`tokenizer`; None loads it.
 
     Returns:
         int64 arrays of shape [texts, tokens] by input name.
@@ -108,7 +110,8 @@ def tokenize(
     import numpy as np
 
     extra = {"truncation": True, "max_length": max_length} if max_length else {}
-    made = tokenizer(root)(list(texts), padding=len(texts) > 1, return_tensors="np", **extra)
+    loaded = tokenizer(root) if loaded is None else loaded
+    made = loaded(list(texts), padding=len(texts) > 1, return_tensors="np", **extra)
     wanted = tuple(names) if names is not None else tuple(made)
     feeds = {}
     for name in wanted:

@@ -58,6 +58,7 @@ def validate(
             raise click.UsageError("--bisect needs a model to compare with, not an artifact")
         if reproduction.exists():
             raise DestinationExists(f"{reproduction} exists", hint="another directory for --bisect")
+        pipeline.require_bisectable(artifact)
     chosen = {"batch": sizes(batch_sizes), "sequence": sizes(seq_lens)}
     limits = pipeline.Limits(
         sizes={name: values for name, values in chosen.items() if values},
@@ -82,12 +83,15 @@ def validate(
             destination.write_text(views[kind](report), encoding="utf-8")
     output.result(json.loads(report.to_json()), lambda: validation.table(report))
     if reproduction is not None and not report.accepted and not isinstance(against, Path):
-        with output.progress() as notify:
-            found = pipeline.bisect(
-                artifact, reference=against, report=report, out=reproduction, device=device,
-                notify=notify,
-            )
-        output.aside(found.view())
+        try:
+            with output.progress() as notify:
+                found = pipeline.bisect(
+                    artifact, reference=against, report=report, out=reproduction, device=device,
+                    notify=notify,
+                )
+            output.aside(found.view())
+        except Exception as error:  # noqa: BLE001 - the report is out, and its verdict stands
+            output.note(f"not bisected: {error}")
     return 0 if report.accepted else ParityError.exit_code
 
 

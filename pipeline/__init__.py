@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .benchmarking import Grid, bench, open_path
-    from .bisecting import Bisection, bisect
+    from .bisecting import Bisection, bisect, require_bisectable
     from .exporting import default_output, export
     from .generation_speed import GenerationGrid, bench_generation, generates, open_generator
     from .opening import load_pipeline, open_artifact, open_pipeline, open_session
@@ -40,6 +40,7 @@ _HOMES = {
     "open_pipeline": "opening",
     "open_session": "opening",
     "parity_report": "validating",
+    "require_bisectable": "bisecting",
     "validate_artifact": "validating",
 }
 
@@ -63,6 +64,7 @@ __all__ = [
     "open_pipeline",
     "open_session",
     "parity_report",
+    "require_bisectable",
     "validate_artifact",
 ]
 

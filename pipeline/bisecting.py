@@ -129,24 +129,37 @@ def bisect(
     return replace(found, seconds=perf_counter() - started)
 
 
+def require_bisectable(path: Path) -> None:
+    """Refuse what holds no graph that can be asked for its values, by what its manifest says.
+
+    Raises:
+        UsageError: the format is another, or there are several graphs.
+    """
+    if path.is_file():
+        if path.suffix != ".onnx":
+            raise UsageError(f"{path.name} holds no graph to look into", allowed="a .onnx file")
+        return
+    manifest = artifacts.read(path).manifest
+    if manifest.format != "onnx":
+        raise UsageError(f"a {manifest.format} artifact holds no graph to look into",
+                         allowed="onnx", hint="export onnx from the same source and bisect that")
+    if manifest.components:
+        raise UsageError(f"{path} is several graphs, and one is looked into at a time",
+                         allowed="an artifact of one graph",
+                         hint="--task feature-extraction exports the bare model; bisect that")
+
+
 def _subject(
     path: Path, reference: ModelRequest | None, device: str
 ) -> tuple[Artifact | None, ModelSpec, Checkpoint, Path]:
     if path.is_file():
         if reference is None:
             raise UsageError(f"{path} says nothing of its source", hint="--reference MODEL")
-        if path.suffix != ".onnx":
-            raise UsageError(f"{path.name} holds no graph to look into", allowed="a .onnx file")
+        require_bisectable(path)
         checkpoint = reference.resolve()
         return None, subjects.of_file(path, checkpoint, None, device).spec, checkpoint, path
     artifact = artifacts.verify(path)
-    if artifact.format != "onnx":
-        raise UsageError(f"a {artifact.format} artifact holds no graph to look into",
-                         allowed="onnx", hint="export onnx from the same source and bisect that")
-    if artifact.manifest.components:
-        raise UsageError(f"{path} is several graphs, and one is looked into at a time",
-                         allowed="an artifact of one graph",
-                         hint="--task feature-extraction exports the bare model; bisect that")
+    require_bisectable(path)
     checkpoint = (subjects.with_task(reference, artifact).resolve() if reference
                   else subjects.source_of(artifact))
     return artifact, artifact.spec, checkpoint, path / "model.onnx"
@@ -337,7 +350,7 @@ class _Search:
             reason = "every layer and output is within the band in the cases that were tried"
             return Bisection(self.label, None, "none", reason, compared=len(points))
         seen: set[str] = set()
-        while crash.node and crash.node not in seen:
+        while self.tap.has_node(crash.node) and crash.node not in seen:
             seen.add(crash.node)
             try:
                 self._read_by(crash.node)
@@ -374,9 +387,9 @@ class _Search:
     def _written_crash(self, found: Bisection, out: Path) -> Bisection:
         """The node alone with what it read; there are no outputs to show."""
         name = found.layer or ""
-        index = self.tap.place_of_node(name)
-        if found.nodes != (name,):
+        if found.nodes != (name,) or not self.tap.has_node(name):
             return found
+        index = self.tap.place_of_node(name)
         inputs = self._read_by(name)
         output = self.tap.output_of(index)
         probe = validate.Probe(validate.Point(name, output, ""), False, reason=found.reason)

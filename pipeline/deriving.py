@@ -15,7 +15,7 @@ from .opening import open_session
 from .texts import CORPUS, TEXTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
@@ -200,11 +200,55 @@ def budget_of(options: Mapping[str, Any]) -> validate.EffectBudget:
 
 
 def text_cases(spec: ModelSpec, root: Path) -> tuple[validate.Case, ...]:
-    """Cases of real text, where there is a tokenizer and nothing but text goes in."""
-    if not checkpoints.has_tokenizer(root) or not set(spec.dims) <= {"batch", "sequence"}:
+    """Cases of real text, where there is a tokenizer and nothing but text goes in; no text twice,
+    and as many as a proportion's interval needs rows."""
+    if not _reads_text(spec, root):
         return ()
-    return validate.text_cases(
-        spec, CORPUS, lambda chosen: checkpoints.tokenize(root, chosen, spec.input_names))
+    found: list[validate.Case] = []
+    tokenize, rows, size = _tokenizing(spec, root), 0, MEASURED["batch"]
+    if "batch" in spec.dims:
+        size = min(max(size, spec.dims["batch"].min), spec.dims["batch"].max)
+    for start in range(0, len(CORPUS), size):
+        if rows >= ROWS:
+            break
+        texts = CORPUS[start : start + size]
+        for case in validate.text_cases(spec, texts, tokenize, batches=(size,)):
+            found.append(dataclasses.replace(case, seed=start))
+            rows += _rows(spec, case)
+    return tuple(found)
+
+
+def texts_of(
+    spec: ModelSpec, root: Path, texts: Sequence[str]
+) -> tuple[validate.Case, ...]:
+    """The texts as cases; none without a tokenizer, or where something else goes in."""
+    if not _reads_text(spec, root):
+        return ()
+    return validate.text_cases(spec, texts, _tokenizing(spec, root))
+
+
+def _reads_text(spec: ModelSpec, root: Path) -> bool:
+    return checkpoints.has_tokenizer(root) and set(spec.dims) <= {"batch", "sequence"}
+
+
+def _tokenizing(
+    spec: ModelSpec, root: Path
+) -> Callable[[Sequence[str]], Mapping[str, np.ndarray]]:
+    """What makes feeds of texts, cut where the model ends; its tokenizer is loaded once."""
+    loaded = checkpoints.tokenizer(root)
+    longest = spec.dims["sequence"].max if "sequence" in spec.dims else None
+    return lambda texts: checkpoints.tokenize(root, texts, spec.input_names, longest, loaded)
+
+
+def _rows(spec: ModelSpec, case: validate.Case) -> int:
+    """Rows that a case of text adds to the scores that have fewest: one for each text, or one for
+    each token."""
+    sizes = dict(case.sizes)
+    once = any(validate.is_scores(t) and "sequence" not in t.shape[:-1] for t in spec.outputs)
+    mask = next((t.name for t in spec.inputs if t.role == "mask"), None)
+    if once or mask is None or case.feeds is None:
+        return sizes.get("batch", 1)
+    return int(case.feeds[mask].sum())
 
 
 def _drawn(spec: ModelSpec) -> tuple[validate.Case, ...]:

@@ -308,13 +308,12 @@ def verdict(root: Path, manifest: artifacts.Manifest) -> str:
 
     said = f"parity: {manifest.parity.verdict if manifest.parity else 'no verdict'}"
     try:
-        failures = from_json((root / artifacts.PARITY).read_bytes()).failures
+        report = from_json((root / artifacts.PARITY).read_bytes())
     except (OSError, ValueError):
         return said
-    if not failures:
-        return said
-    where = "" if failures[0].output == "*" else f"{failures[0].output}: "
-    return f"{said}, {where}{failures[0].reason}"
+    reasons = [f"{r.reason}" if r.output == "*" else f"{r.output}: {r.reason}"
+               for r in report.failures[:1]] or [*report.unmet, *report.notes]
+    return ", ".join([said, *reasons])
 
 
 def _no_strategy_left(attempts: list[Attempt], where: Path | None) -> ModelportError:

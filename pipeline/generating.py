@@ -62,6 +62,9 @@ SUSPECT = validate.Rule().suspect
 
 CONTINUATION = "continuation"
 
+STAGES = 2
+"""What is judged beside the parts: the steps of a given continuation, and tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Speaker:
@@ -243,12 +246,18 @@ def _stacked(logits: Sequence[Any]) -> np.ndarray:
     return found
 
 
+def share(end: float | None, stages: int) -> float | None:
+    """Seconds for the next of so many stages; ``end`` is a value of ``time.monotonic``."""
+    return None if end is None else max(0.0, end - time.monotonic()) / stages
+
+
 def judged(
     reports: Mapping[str, ParityReport],
     artifact: Artifact,
     checkpoint: Checkpoint,
     settings: validate.Settings,
     *,
+    end: float | None,
     runtime: str | None,
     device: str,
     notify: Notify,
@@ -259,6 +268,8 @@ def judged(
 
     Args:
         settings: how the parts were judged; those of reduced precision name its parent.
+        end: value of ``time.monotonic`` after which no case is begun but the first; None for no
+            limit. What Bark says is not cut short.
     """
     precision = artifact.manifest.facts.get("precision")
     if precision not in (None, *HALVES):
@@ -276,7 +287,9 @@ def judged(
     notify("what is generated: every step of a given continuation")
     steps = validate.judge(
         partial(candidate, Forced, forced), partial(reference, Forced, forced),
-        partial(truth, Forced, forced), prompt.cases(forced), spec=forced, settings=settings,
+        partial(truth, Forced, forced),
+        validate.Plan(prompt.cases(forced), max_seconds=share(end, STAGES)), spec=forced,
+        settings=settings,
     )  # fmt: skip
     notify("what is generated: tokens")
     free = (prompt.spec, prompt.steps, precision is None)
@@ -286,8 +299,11 @@ def judged(
             opened.enter_context(reference(Free, *free)),
             lambda: opened.enter_context(truth(Forced, forced)),
         )  # fmt: skip
-        for case in prompt.cases(prompt.spec):
-            tokens.compare(case)
+        for number, case in enumerate(prompt.cases(prompt.spec)):
+            if number and share(end, 1) == 0:
+                tokens.leave_out(case)
+            else:
+                tokens.compare(case)
     return tokens.added_to(validate.joined({**reports, "steps": steps}))
 
 
@@ -356,7 +372,12 @@ class _Tokens:
         self._results: list[validate.Result] = []
         self._first: dict[bytes, np.ndarray] = {}
         self._notes: list[str] = []
+        self._left: list[validate.LeftOut] = []
         self._seconds = 0.0
+
+    def leave_out(self, case: validate.Case) -> None:
+        """Note that there is no time for a case."""
+        self._left.append(validate.LeftOut(f"part=generated {case.label}", "the time was over"))
 
     def compare(self, case: validate.Case) -> None:
         """Run one case on both sides and compare every way of choosing tokens."""
@@ -389,8 +410,9 @@ class _Tokens:
         if self._first:
             rows = np.stack(list(self._first.values())[:PROMPTS])
             results += (validate.diversity("*", "first logits", rows),)
-        return report.with_results("generation", tuple(self._cases), results,
-                                   tuple(self._notes), self._seconds)
+        found = report.with_results("generation", tuple(self._cases), results,
+                                    tuple(self._notes), self._seconds)
+        return replace(found, left_out=(*found.left_out, *self._left))
 
     def _compared(
         self, label: str, feeds: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray],

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import artifacts, runtimes
 from ..checkpoints import lean
@@ -14,9 +14,11 @@ from ..errors import BackendUnavailable, UsageError
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
+    from ..runtimes import Runtime
     from ..runtimes.pipelines import Pipeline
     from ..session import Session
 
+Used = TypeVar("Used")
 
 STILL = {"spinning": False}
 """Keeps idle threads from spinning where sessions and torch take turns on the same cores:
@@ -125,6 +127,28 @@ def open_session(
             allowed="an artifact of one graph, or a component of this one",
             hint="modelport.load_pipeline opens it as a model that generates",
         )
+
+    def opened(candidate: Runtime) -> Session:
+        chosen = {name: value for name, value in (unless_given or {}).items()
+                  if name in candidate.options}
+        return candidate.open(artifact, device, {**chosen, **(options or {})})
+
+    return _first(opened, artifact, runtime, device)
+
+
+def require(artifact: Artifact, runtime: str | None = None, device: str = "cpu") -> None:
+    """Refuse what nothing here can open, by what is known before it is opened.
+
+    Raises:
+        BackendUnavailable, UsageError: as :func:`open_artifact`, or it was made for another device.
+    """
+    _first(lambda candidate: candidate.require(artifact, device), artifact, runtime, device)
+
+
+def _first(
+    use: Callable[[Runtime], Used], artifact: Artifact, runtime: str | None, device: str
+) -> Used:
+    """What the first runtime gives that is here and takes the artifact."""
     able = runtimes.for_format(artifact.format)
     if runtime is not None:
         able = tuple(r for r in able if r.name == runtime)
@@ -137,9 +161,7 @@ def open_session(
         reason = candidate.unavailable(device)
         if reason is None:
             try:
-                chosen = {name: value for name, value in (unless_given or {}).items()
-                          if name in candidate.options}
-                return candidate.open(artifact, device, {**chosen, **(options or {})})
+                return use(candidate)
             except BackendUnavailable as error:
                 if len(able) == 1:
                     raise

@@ -25,8 +25,10 @@ from ..artifacts.storage import refusals
 from ..errors import IncompleteError, ModelportError, UsageError
 from .executors import Local, Needs, RayCluster
 from .exporting import tool_versions
+from .request import file_digest
 
 if TYPE_CHECKING:
+    from ..artifacts import Manifest
     from .request import Notify
 
 Kind = Literal["export", "bench", "publish"]
@@ -35,7 +37,7 @@ Where = Literal["local", "ray"]
 _KEYS: Final = frozenset({"output", "models", "formats", "precisions", "profiles", "bench",
                           "publish", "placement"})
 DONE = ".stages"
-"""Below the output: one file per finished stage, under its name, and the lock of a run."""
+"""Below the output: for each cell and kind the stage that finished last, and the lock of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +63,30 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Whether it has run, and what it made is still there and whole."""
+        """Whether it was the last of its kind to run, and what it made is still there and whole."""
         try:
             record = json.loads(self._record.read_bytes())
             found = artifacts.verify(self.artifact).manifest
         except (OSError, ValueError, ModelportError):
             return False
         reported = self.kind != "bench" or artifacts.BENCHMARK in found.files
-        return bool(record.get("identity") == found.identity and reported)
+        return reported and self._made(found).items() <= record.items()
 
     @property
     def _record(self) -> Path:
-        return self.artifact.parent / DONE / f"{self.key}.json"
+        return self.artifact.parent / DONE / f"{self.cell}.{self.kind}.json"
+
+    def _made(self, found: Manifest) -> dict[str, Any]:
+        """What is there once it has run; a report is no part of an identity."""
+        report = found.files.get(artifacts.BENCHMARK) if self.kind != "export" else None
+        return {"key": self.key, "identity": found.identity,
+                "benchmark": report.sha256 if report else None}
 
     def finish(self) -> None:
         """Note that it is done."""
         self._record.parent.mkdir(parents=True, exist_ok=True)
-        identity = artifacts.read(self.artifact).manifest.identity
-        text = json.dumps({"identity": identity, "arguments": self.arguments})
+        made = self._made(artifacts.read(self.artifact).manifest)
+        text = json.dumps({**made, "arguments": self.arguments})
         write_durable(self._record, text.encode() + b"\n")
 
 
@@ -218,12 +226,13 @@ def _chain(
     place = output / cell
     exported = ("export", format_, *_flags(model), *_flags(chosen))
     tools = tool_versions()
-    basis: Any = (tools, _content(str(model["model"])))
+    basis: Any = (tools, _content(str(model["model"]), output), _files(chosen))
     key = _digest(exported, basis)
     stages = [Stage("export", cell, (*exported, "--output", str(place), "--force"), place, key)]
     if document.get("bench") is not None:
         bench = ("bench", str(place), *_flags(document["bench"] or {}))
-        stages.append(Stage("bench", cell, bench, place, _digest(bench, stages[-1].key)))
+        key = _digest(bench, stages[-1].key, _files(document["bench"] or {}))
+        stages.append(Stage("bench", cell, bench, place, key))
     if document.get("publish"):
         wanted = dict(document["publish"])
         try:
@@ -233,7 +242,8 @@ def _chain(
                 "publish needs a destination", allowed="file:///path:{cell}"
             ) from error
         publish = ("publish", str(place), destination, *_flags(wanted))
-        stages.append(Stage("publish", cell, publish, place, _digest(publish, stages[-1].key)))
+        key = _digest(publish, stages[-1].key, _files(wanted))
+        stages.append(Stage("publish", cell, publish, place, key))
     return [
         dataclasses.replace(s, tools=tools, needs=Needs() if s.kind == "publish" else needs)
         for s in stages
@@ -267,14 +277,28 @@ def _flags(options: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _content(model: str) -> Any:
-    """What a local checkpoint holds, as far as its files' names, sizes and times tell."""
-    root = Path(model)
+def _files(options: Mapping[str, Any]) -> list[str]:
+    """The digests of the files that options name."""
+    return [file_digest(value) for value in options.values()]
+
+
+def _content(model: str, output: Path) -> Any:
+    """What a local checkpoint holds, as far as its files' names, sizes and times tell; of a module
+    of one's own, the digest of its file. ``output`` is not looked into."""
+    file = model.rpartition(":")[0]
+    if file.endswith(".py"):
+        return file_digest(str(Path(file).expanduser()))
+    root, output = Path(model).expanduser().resolve(), output.resolve()
     if not root.is_dir():
         return None
-    return sorted(
-        (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in root.iterdir() if p.is_file()
-    )
+    found = []
+    for path in root.rglob("*"):
+        name = path.relative_to(root)
+        aside = output in path.parents or any(
+            part.startswith(".") or part == "__pycache__" for part in name.parts)
+        if not aside and path.is_file():
+            found.append((str(name), path.stat().st_size, path.stat().st_mtime_ns))
+    return sorted(found)
 
 
 def _digest(*parts: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import checkpoints, runtimes, validate
+from ..checkpoints.tasks import TASKS
 from ..errors import UsageError
 from ..session import Placement, Session
 from . import quantised
@@ -30,6 +31,22 @@ class References:
     reference: Opener
     truth: Opener
     settings: validate.Settings
+
+
+def identity(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What tells a source from any other: weights, task, and what equal weights may differ in.
+
+    That is a window, a scale, or the modules behind an encoder. Python of the checkpoint's own is
+    not covered: see :attr:`~..checkpoints.Checkpoint.own_code`.
+    """
+    root, task = checkpoint.root, TASKS.get(checkpoint.task)  # a module of the user's own has none
+    found = [checkpoint.scan.digest, checkpoint.task, (root / "config.json").read_text("utf-8")]
+    if task and task.composed:
+        from ..checkpoints import sentences
+
+        encoder = sorted(root.glob("sentence_*_config.json"))
+        found += [repr(sentences.steps(root)), *(file.read_text("utf-8") for file in encoder)]
+    return tuple(found)
 
 
 def original(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from ..checkpoints import consent
@@ -13,6 +15,15 @@ if TYPE_CHECKING:
 
 Notify = Callable[[str], None]
 """Receives one short sentence when a step starts; the command line shows it as progress."""
+
+
+def file_digest(said: object) -> str:
+    """The sha256 of the file that an option names; empty where it names none."""
+    try:
+        with Path(str(said)).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

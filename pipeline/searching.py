@@ -15,6 +15,7 @@ import hashlib
 import json
 import shutil
 import time
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,8 @@ from ..errors import (
     UnsafeError,
     UsageError,
 )
-from . import deriving, exporting, figures
+from . import deriving, exporting, figures, references
+from .request import file_digest
 from .validating import parity_report
 from .validator import Validator
 
@@ -48,7 +50,7 @@ ROUNDS = 5
 """Fresh processes for each figure, as far as the time allows."""
 
 PROOF_SECONDS = 60.0
-"""For the cases of a trial of reduced precision, those that coverage rests on first."""
+"""For the cases of each graph of a trial of less precision, those that coverage rests on first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,10 @@ class Search:
         self._validator = validator
         self._notify = notify
         self._base: Any = None
+        self._source: list[Any] = [dataclasses.asdict(model.source),
+                                   *references.identity(model.checkpoint)]
+        if model.checkpoint.own_code:  # which may be other code by the next search
+            self._source.append(uuid.uuid4().hex)
 
     def run(self, candidates: Sequence[Any]) -> tuple[list[Trial], dict[str, Artifact]]:
         """Try all; the trials, the front marked, and the artifacts of those that were measured.
@@ -154,12 +160,13 @@ class Search:
         if not _tried(place).exists():
             return ""
         manifest = self._validator.validate(place)
-        _tried(place).unlink()
         if manifest.proven:
+            _tried(place).unlink()
             return ""
         reason = f"proven in full: {exporting.verdict(place, manifest)}"
+        (place / REASON).write_text(f"{reason}\n", encoding="utf-8")
         place.rename(_rejected(place))
-        (_rejected(place) / REASON).write_text(f"{reason}\n", encoding="utf-8")
+        _tried(place).unlink()
         return reason
 
     def _over(self) -> bool:
@@ -189,9 +196,11 @@ class Search:
         return Trial(name, changed, "measured", bytes=figures.weight_bytes(artifact)), artifact
 
     def _place(self, options: Any) -> Path:
+        """Named after all that decides what will lie there, the contents of files included."""
         plain = dataclasses.asdict(options)
-        said = [self._model.source.digest, exporting.tool_versions(),
-                {k: v for k, v in plain.items() if k not in ("objective", "search_seconds")}]
+        files = [file_digest(value) for value in plain.values()]
+        said = [self._source, exporting.tool_versions(),
+                {k: v for k, v in plain.items() if k not in ("objective", "search_seconds")}, files]
         key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
         return self._workshop / key[:16]
 
@@ -202,8 +211,8 @@ class Search:
     def _artifact(self, options: Any, steps: Sequence[Derivation]) -> Artifact:
         """The proven artifact of these options, made from that of one step less."""
         place = self._place(steps[-1].result if steps else options)
-        if place.exists():
-            return artifacts.verify(place)
+        if found := _found(place):
+            return found
         if _failed(place).exists():
             raise ExportError(_failed(place).read_text(encoding="utf-8"))
         if _rejected(place).exists():
@@ -243,7 +252,8 @@ class Search:
         if not transforms.get(step.transform).lossy:
             return self._validator.validate(root)
         _tried(place).touch()
-        manifest = self._validator.validate(root, PROOF_SECONDS)
+        graphs = max(1, len(artifacts.read(root).manifest.components))
+        manifest = self._validator.validate(root, PROOF_SECONDS * graphs)
         if manifest.parity and not manifest.parity.comparisons:
             manifest = self._validator.validate(root)
             _tried(place).unlink()
@@ -378,6 +388,17 @@ def _drop_dominated(trials: Sequence[Trial], made: dict[str, Artifact]) -> None:
         if trial.name in made and not trial.front:
             shutil.rmtree(made[trial.name].root)
             _tried(made[trial.name].root).unlink(missing_ok=True)
+
+
+def _found(place: Path) -> Artifact | None:
+    """The proven artifact that lies there. A kill may have left another, which is removed."""
+    if not place.exists():
+        return None
+    if artifacts.read(place).manifest.proven:
+        return artifacts.verify(place)
+    shutil.rmtree(place)
+    _tried(place).unlink(missing_ok=True)
+    return None
 
 
 def _failed(place: Path) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import artifacts, checkpoints, runtimes
+<<<<<<< HEAD
 from ..checkpoints import consent
 from ..errors import (
     BackendUnavailable,
@@ -20,6 +21,10 @@ from ..errors import (
     UsageError,
 )
 from .opening import STILL, open_session
+=======
+from ..errors import BackendUnavailable, DigestMismatch, HubUnreachable, ModelportError, UsageError
+from .opening import STILL, open_session, require
+>>>>>>> val
 from .request import ModelRequest
 
 if TYPE_CHECKING:
@@ -54,12 +59,15 @@ def is_artifact(path: Path) -> bool:
 
 
 def of_artifact(root: Path, runtime: str | None = None, device: str = "cpu") -> Subject:
-    """A verified artifact.
+    """A verified artifact that something here can open.
 
     Raises:
         UsageError, UnsafeError: it is none, or its files are not those of its manifest.
+        UsageError, BackendUnavailable: nothing opens it on this device here.
     """
     artifact = artifacts.verify(root)
+    # Where it is opened, in the cases, this would count as the artifact's own failure.
+    require(artifact, runtime, device)
 
     def subject(found: Artifact, part: str | None = None) -> Subject:
         opener = partial(open_session, found, runtime=runtime, device=device,

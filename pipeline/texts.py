@@ -15,7 +15,7 @@ TEXTS = (
 )
 """Languages, digits, symbols, one-letter and long."""
 
-CORPUS = tuple(dict.fromkeys(
+_CUT = tuple(dict.fromkeys(
     " ".join(words[start:stop])
     for words in (text.split() for text in TEXTS)
     for start, stop in [
@@ -23,4 +23,6 @@ CORPUS = tuple(dict.fromkeys(
         *((first, len(words)) for first in range(1, len(words))),
     ]
 ))
-"""Every beginning and end of those texts: enough rows for an interval of a proportion."""
+CORPUS = (*_CUT, *(f"{one} {other}" for one, other in zip(_CUT, reversed(_CUT), strict=True)))
+"""Every beginning and end of those texts, and pairs of them: enough for an interval of a proportion
+where a text gives one row."""

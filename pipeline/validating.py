@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +15,7 @@ from .. import artifacts, checkpoints, profiles, validate
 from ..errors import UsageError
 from ..validate import isolate, matrix
 from . import deriving, generating, subjects
-from .references import HALVES, opened, original, references, whole
+from .references import HALVES, identity, opened, original, references, whole
 from .request import ModelRequest, Notify
 from .texts import TEXTS
 
@@ -35,7 +36,8 @@ class Limits:
 
     Attributes:
         sizes: sizes by dimension that replace the default matrix.
-        max_seconds: for everything; None lets what coverage rests on take what it needs.
+        max_seconds: for everything but the effects on the answers, whose limits need their rows;
+            None lets what coverage rests on take what it needs.
         max_memory: bytes for one case's arrays; None is the validator's default.
         inputs: ``.npz`` file with the user's own feeds, compared besides the matrix.
         budget: what effects on the answers are accepted (Gate C); None measures them only where
@@ -123,7 +125,7 @@ def run_ahead(checkpoint: Checkpoint) -> None:
     """Run both sides of a comparison with an artifact that is still being made, and keep that.
 
     In float32 and on the CPU, in the cases that :func:`validate_artifact` without limits has time
-    for.
+    for. Not of a source with Python of its own, whose runs are not kept.
     """
     reference = whole(checkpoint, "float32")
     if reference.parts:  # which share their tensors
@@ -167,24 +169,36 @@ def _judge(
     reduced = sides.settings.gate == "precision"
     if limits.budget is None and not reduced:
         return report
+    if not validate.measurable(subject.spec):
+        return _noted(report, "no effects are measured on outputs that are all integers")
+    if report.gates["hygiene"] != "pass":  # what fails its cases would fail these, too
+        return _noted(report, "no effects were measured, since Gate 0 does not pass")
     notify("validating: effects on the answers")
     made_under = subject.artifact.manifest.options if subject.artifact else {}
     budget = limits.budget or deriving.budget_of(made_under)
     # What the limit left out of the other gates is left out here.
     ran = {record.label for record in report.cases}
     essential = tuple(case for case in plan.cases if case.essential and case.label in ran)
-    effects = validate.measure_effects(
-        subject.open,
-        original(checkpoint, "float64", subject.spec, device, part=subject.part),
-        deriving.text_cases(subject.spec, checkpoint.root)
-        or deriving.enough(essential or plan.cases[:1]),
-        spec=subject.spec,
-        budget=budget,
-        settings=limits.applied(sides.settings),
-        # The original in float64 is what Gate A held the parent against.
-        cache=known("float32") if limits.cache else None,
-    )
+    try:
+        effects = validate.measure_effects(
+            subject.open,
+            original(checkpoint, "float64", subject.spec, device, part=subject.part),
+            deriving.text_cases(subject.spec, checkpoint.root)
+            or deriving.enough(essential or plan.cases[:1]),
+            spec=subject.spec,
+            budget=budget,
+            settings=limits.applied(sides.settings),
+            # The original in float64 is what Gate A held the parent against.
+            cache=known("float32") if limits.cache else None,
+        )
+    except Exception as error:  # noqa: BLE001 - recorded as the gate's outcome
+        what = "; ".join(str(error).splitlines()) or type(error).__name__
+        report, effects = _noted(report, f"effects could not be measured: {what}"), ()
     return report.with_effects(effects, budget)
+
+
+def _noted(report: ParityReport, note: str) -> ParityReport:
+    return replace(report, notes=(*report.notes, note))
 
 
 def _judge_parts(
@@ -195,21 +209,27 @@ def _judge_parts(
     limits: Limits,
     notify: Notify,
 ) -> ParityReport:
-    """Every part as a model of its own, and then what they generate together."""
+    """Every part as a model of its own, and then what they generate together.
+
+    Each has its share of what is left of the time then.
+    """
     artifact = subject.artifact
     assert artifact is not None
     if limits.inputs is not None:
         raise UsageError("--inputs goes with an artifact of one graph",
                          allowed=f"parts are drawn for: {', '.join(subject.parts)}")
+    end = None if limits.max_seconds is None else time.monotonic() + limits.max_seconds
     reports = {}
     for name, part in subject.parts.items():
         sizes = {dim: chosen for dim, chosen in limits.sizes.items() if dim in part.spec.free}
-        reports[name] = _judge(part, checkpoint, device, replace(limits, sizes=sizes),
+        seconds = generating.share(end, len(subject.parts) - len(reports) + generating.STAGES)
+        reports[name] = _judge(part, checkpoint, device,
+                               replace(limits, sizes=sizes, max_seconds=seconds),
                                partial(_of_part, notify, name))
     first = next(iter(subject.parts.values()))
     sides = references(first.artifact, first.spec, checkpoint, device, first.part)
     return generating.judged(reports, artifact, checkpoint, limits.applied(sides.settings),
-                             runtime=runtime, device=device, notify=notify)
+                             end=end, runtime=runtime, device=device, notify=notify)
 
 
 def _of_part(notify: Notify, name: str, text: str) -> None:
@@ -220,7 +240,9 @@ def _pair(
     path: Path, other: Path, runtime: str | None, device: str, limits: Limits, notify: Notify
 ) -> ParityReport:
     """Compare an artifact with another artifact; there is no truth, so no noise floor."""
-    left, right = subjects.of_artifact(path, runtime, device), subjects.of_artifact(other)
+    made_for = str(artifacts.read(other).manifest.target.get("device", "cpu"))
+    left = subjects.of_artifact(path, runtime, device)
+    right = subjects.of_artifact(other, device=made_for)
     if left.parts or right.parts:
         raise UsageError("artifacts of several graphs are compared with their source only",
                          allowed="--reference MODEL, or none")
@@ -251,27 +273,17 @@ def _cache(
     """Stored reference runs of this source in a precision.
 
     Not for a quantised artifact: which of the source's layers are rounded is that artifact's own.
+    Nor for a source with Python of its own: nothing tells what that imports, and when it changes.
     """
     from importlib.metadata import version
 
-    if precision not in ("float32", *HALVES):
+    if precision not in ("float32", *HALVES) or checkpoint.own_code:
         return None
     outputs = [f"{t.name} {t.dtype}" for t in spec.outputs]
-    # Equal weights under another config (a window, a scale) are another model.
-    config = (checkpoint.root / "config.json").read_text("utf-8")
-    parts = (checkpoint.scan.digest, config, checkpoint.task, part or "", device,
-             precision, *outputs, version("torch"), version("transformers"))
+    parts = (*identity(checkpoint), part or "", device, precision, *outputs, version("torch"),
+             version("transformers"))
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return validate.ReferenceCache(checkpoints.cache_root() / "reference" / key[:16], key)
-
-
-def _texts(spec: ModelSpec, root: Path) -> tuple[validate.Case, ...]:
-    """Cases of real text, where there is a tokenizer and nothing but text goes in."""
-    if not checkpoints.has_tokenizer(root) or not set(spec.dims) <= {"batch", "sequence"}:
-        return ()
-    return validate.text_cases(
-        spec, TEXTS, lambda chosen: checkpoints.tokenize(root, chosen, spec.input_names)
-    )
 
 
 def _every_profile(spec: ModelSpec, facts: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -294,7 +306,7 @@ def _plan(spec: ModelSpec, facts: Mapping[str, Any], root: Path, limits: Limits)
         traced={name: (size,) for name, size in facts.get("traced", {}).items()},
         max_memory=limits.max_memory or validate.MAX_MEMORY,
     )
-    plan = plan + _texts(spec, root)
+    plan = plan + deriving.texts_of(spec, root, TEXTS)
     if limits.inputs is not None:
         plan = plan + validate.file_cases(spec, limits.inputs)
     return plan

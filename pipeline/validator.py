@@ -73,12 +73,13 @@ class Validator:
         """Let it run a small original ahead, and import what runs artifacts of the format.
 
         Args:
-            device: that the artifact is for; only on a CPU is the original run ahead.
+            device: that the artifact is for; only on a CPU is the original run ahead, and only if
+                its runs are stored.
         """
         if self._process is None:
             return
         size = sum(ref.nbytes for ref in checkpoint.tensors.values())
-        ahead = size <= SMALL and checkpoint.make is None and device == "cpu"
+        ahead = size <= SMALL and not checkpoint.own_code and device == "cpu"
         origin = dataclasses.asdict(checkpoint.origin) if ahead else None
         task = TASKS.get(checkpoint.task)  # a module of the user's own has none
         with suppress(ModelportError):  # it has ended; the first validation starts another
@@ -89,7 +90,7 @@ class Validator:
         """Validate an artifact and record the verdict in it.
 
         Args:
-            max_seconds: for each graph's cases, those that coverage rests on first.
+            max_seconds: for the cases of all graphs, those that coverage rests on first.
 
         Raises:
             ModelportError: what validation raised there; or the process ended.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from .. import plugins
-from ..errors import UsageError
+from ..errors import BackendUnavailable, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +44,17 @@ class Runtime(ABC):
     @abstractmethod
     def unavailable(self, device: str = "cpu") -> str | None:
         """Why this runtime cannot be used on ``device`` here, in one sentence; None when it can."""
+
+    def require(self, artifact: Artifact, device: str = "cpu") -> None:
+        """Refuse what cannot be run on ``device`` here, by what is known before it is opened.
+
+        Raises:
+            BackendUnavailable: the runtime is :meth:`unavailable`, or the artifact was made for
+                another machine or runtime.
+            UsageError: it was made for another device.
+        """
+        if reason := self.unavailable(device):
+            raise BackendUnavailable(reason)
 
     @abstractmethod
     def open(

@@ -65,6 +65,10 @@ class GraphTap:
         nodes = self._proto.graph.node
         return next((i for i, n in enumerate(nodes) if n.name == name), len(nodes))
 
+    def has_node(self, name: str) -> bool:
+        """Whether the file has a node of that name; the runtime makes up others when it fuses."""
+        return bool(name) and self.place_of_node(name) < len(self._proto.graph.node)
+
     def scopes(self) -> dict[str, str]:
         """By scope, the value that was computed last in it, in modules inside it included."""
         found: dict[str, str] = {}

@@ -187,6 +187,10 @@ class ArchiveRuntime(Runtime):
     def unavailable(self, device: str = "cpu") -> str | None:
         return unavailable(device)
 
+    def require(self, artifact: Artifact, device: str = "cpu") -> None:
+        super().require(artifact, device)
+        self._require_fit(artifact.root / self.file, device, artifact)
+
     def open(
         self,
         artifact: Artifact | LoadedModel,
@@ -199,13 +203,11 @@ class ArchiveRuntime(Runtime):
         before it is loaded.
         """
         chosen = self.resolve_options(options)
-        if reason := self.unavailable(device):
-            raise BackendUnavailable(reason)
         from ..artifacts import Artifact
 
         assert isinstance(artifact, Artifact)
+        self.require(artifact, device)
         path = artifact.root / self.file
-        self._require_fit(path, device, artifact)
         return self.session(artifact.spec, path, device, chosen["threads"])
 
 

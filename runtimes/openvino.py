@@ -37,6 +37,13 @@ class OpenVino(Runtime):
             return f"OpenVINO has no device {device!r} here; there is cpu"
         return None
 
+    def require(self, artifact: Artifact, device: str = "cpu") -> None:
+        super().require(artifact, device)
+        target = artifact.manifest.target.get("runtime", self.name)
+        if target != self.name:
+            raise BackendUnavailable(f"this artifact's operators are those of {target}",
+                                     hint=f"--runtime {target}")
+
     def open(
         self,
         artifact: Artifact | LoadedModel,
@@ -46,15 +53,10 @@ class OpenVino(Runtime):
         """Options: ``threads`` (0: all cores), ``precision`` of the arithmetic (fp32, bf16;
         artifact: bf16 for an artifact in bfloat16, else fp32)."""
         chosen = self.resolve_options(options)
-        if reason := self.unavailable(device):
-            raise BackendUnavailable(reason)
         from ..artifacts import Artifact
 
         assert isinstance(artifact, Artifact)
-        target = artifact.manifest.target.get("runtime", self.name)
-        if target != self.name:
-            raise BackendUnavailable(f"this artifact's operators are those of {target}",
-                                     hint=f"--runtime {target}")
+        self.require(artifact, device)
         precision = chosen["precision"]
         if precision == "artifact":
             stated = artifact.manifest.facts.get("precision")

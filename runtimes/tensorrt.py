@@ -36,6 +36,14 @@ class TensorRT(Runtime):
             return "TensorRT engines run on cuda only; add --device cuda"
         return gpu.unavailable()
 
+    def require(self, artifact: Artifact, device: str = "cpu") -> None:
+        super().require(artifact, device)
+        if reason := gpu.refusal(artifact.manifest.target, gpu.machine()):
+            raise BackendUnavailable(
+                reason, hint="modelport export tensorrt on this machine, or with "
+                "--hardware-compatible or --version-compatible"
+            )
+
     def open(
         self,
         artifact: Artifact | LoadedModel,
@@ -54,16 +62,10 @@ class TensorRT(Runtime):
             DigestMismatch: an engine's bytes are not those the manifest names.
         """
         chosen = self.resolve_options(options)
-        if reason := self.unavailable(device):
-            raise BackendUnavailable(reason)
         from ..artifacts import Artifact
 
         assert isinstance(artifact, Artifact)
-        if reason := gpu.refusal(artifact.manifest.target, gpu.machine()):
-            raise BackendUnavailable(
-                reason, hint="modelport export tensorrt on this machine, or with "
-                "--hardware-compatible or --version-compatible"
-            )
+        self.require(artifact, device)
         return TensorRTSession(artifact, chosen)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bisect import Culprit, Point, Probe, Reproduction, Tap, find_first, write_reproduction
-    from .effects import Effect, EffectBudget, read_budget
+    from .effects import Effect, EffectBudget, is_scores, measurable, read_budget
     from .generation import compare_tokens, diversity
     from .html import to_html
     from .inputs import Case, draw, file_cases, given_case, text_cases
@@ -58,9 +58,11 @@ __all__ = [
     "find_first",
     "from_json",
     "given_case",
+    "is_scores",
     "joined",
     "judge",
     "markdown",
+    "measurable",
     "measure_effects",
     "plan",
     "read_budget",
@@ -75,7 +77,7 @@ __all__ = [
 _NAMES = {
     "bisect": ("Culprit", "Point", "Probe", "Reproduction",
                "Tap", "find_first", "write_reproduction"),
-    "effects": ("Effect", "EffectBudget", "read_budget"),
+    "effects": ("Effect", "EffectBudget", "is_scores", "measurable", "read_budget"),
     "generation": ("compare_tokens", "diversity"),
     "html": ("to_html",),
     "inputs": ("Case", "draw", "file_cases", "given_case", "text_cases"),

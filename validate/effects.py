@@ -31,6 +31,9 @@ EMBEDDINGS = 512
 """Sentences whose similarities are ranked: 130816 pairs."""
 
 
+Kind = Literal["logits", "embedding", "values"]
+
+
 @dataclass(frozen=True, slots=True)
 class EffectBudget:
     """What the user accepts; None switches a limit off.
@@ -83,7 +86,9 @@ class Effect:
     """Measured on one output over all cases; None where the number does not apply.
 
     Attributes:
-        rows: distributions or vectors looked at.
+        kind: ``logits`` are scores of classes, ``embedding`` vectors, ``values`` neither: one score
+            for each member of the batch, or a number. Of those only the noise is measured.
+        rows: distributions, vectors or values looked at.
         sqnr_db: 10 log10(sum t^2 / sum (c - t)^2); None where the two are equal.
         kl_mean, kl_p99, kl_max: KL(softmax(t) || softmax(c)) per row, in nats.
         decided: rows where the truth's margin between its first and second class exceeds twice
@@ -99,7 +104,7 @@ class Effect:
     """
 
     output: str
-    kind: Literal["logits", "embedding"]
+    kind: Kind
     rows: int
     sqnr_db: float | None
     kl_mean: float | None = None
@@ -120,7 +125,8 @@ class EffectMeter:
 
     An output named ``logits`` or ``…_logits`` holds scores along its last axis; every other one
     holds vectors along its last axis, and one vector per member of the batch is kept for ranking
-    (the mean over kept positions), where that axis is of one size.
+    (the mean over kept positions), where that axis is of one size. An axis of size 1, or no axis
+    but the batch, holds values.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -142,11 +148,26 @@ class EffectMeter:
         return tuple(tally.effect(budget) for tally in self._tallies.values() if tally.rows)
 
 
+def is_scores(tensor: TensorSpec) -> bool:
+    """Whether an output's last axis holds the scores of classes, by its name."""
+    return tensor.name.split("_")[-1] == "logits"
+
+
+def measurable(spec: ModelSpec) -> bool:
+    """Whether an output has a floating-point dtype, which is what effects are measured on."""
+    return any(not t.dtype.startswith(("int", "uint", "bool")) for t in spec.outputs)
+
+
+def _kind(tensor: TensorSpec) -> Kind:
+    if len(tensor.shape) < 2 or tensor.shape[-1] == 1:
+        return "values"
+    return "logits" if is_scores(tensor) else "embedding"
+
+
 class _Tally:
     def __init__(self, tensor: TensorSpec) -> None:
         self.name = tensor.name
-        self.kind: Literal["logits", "embedding"] = (
-            "logits" if tensor.name.split("_")[-1] == "logits" else "embedding")
+        self.kind = _kind(tensor)
         self.rows = self.flips = self.decided = 0
         # A waveform's length is no width: members of two batches cannot be held beside each other.
         self._ranked = (bool(tensor.shape) and tensor.shape[0] == "batch"
@@ -157,10 +178,14 @@ class _Tally:
         self._vectors: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, candidate: np.ndarray, truth: np.ndarray, keep: np.ndarray | None) -> None:
-        if truth.ndim < 2 or truth.shape[-1] < 2 or truth.dtype.kind in "iub":
+        if truth.dtype.kind in "iub":
             return
         mask = np.ones((1,) * truth.ndim, bool) if keep is None else keep
         mask = np.broadcast_to(mask, truth.shape)
+        if self.kind == "values":
+            candidate, truth, mask = (side.reshape(-1, 1) for side in (candidate, truth, mask))
+        elif truth.shape[-1] < 2:
+            return
         chosen = np.flatnonzero(mask.any(axis=-1).reshape(-1))
         step = max(1, -(-chosen.size * truth.shape[-1] // ROW_ELEMENTS))
         chosen = chosen[::step]
@@ -176,7 +201,7 @@ class _Tally:
         self._signal += float(np.sum(np.where(kept, t * t, 0.0)))
         if self.kind == "logits":
             self._add_logits(np.where(kept, c, -np.inf), np.where(kept, t, -np.inf), difference)
-        else:
+        elif self.kind == "embedding":
             self._cosines.append(_cosine(c, t))
             self._add_vectors(candidate, truth, mask)
 
@@ -213,7 +238,7 @@ class _Tally:
                 "agreement": 1 - self.flips / self.decided if self.decided else None,
                 "agreement_low": wilson_low(self.decided - self.flips, self.decided),
             }
-        else:
+        elif self.kind == "embedding":
             cosine = np.concatenate(self._cosines)
             numbers |= {"cosine_mean": _number(cosine.mean()), "cosine_min": _number(cosine.min()),
                         "rank_correlation": _ranking(self._vectors)}

@@ -133,13 +133,14 @@ def text_cases(
     """Cases from real text, in batches of the given sizes, taken in order from ``texts``.
 
     Batches out of the model's range are left away; at least one remains, of the smallest size.
+    Lengths out of it are cut or padded. What does not fit even then is no case.
 
     Args:
         tokenize: maps a list of strings to padded arrays by input name; names the model does not
             have are dropped, integers are cast to the dtypes of the spec.
 
     Raises:
-        SpecError: the tokenizer lacks an input of the model, or a size is out of range.
+        SpecError: the tokenizer lacks an input of the model.
     """
     if not texts:
         raise UsageError("no texts were given", allowed="one text or more")
@@ -150,9 +151,27 @@ def text_cases(
         batches = inside or [bounds.min]
     for seed, size in enumerate(batches):
         chosen = [texts[(seed + i) % len(texts)] for i in range(size)]
-        arrays = {name: np.asarray(value) for name, value in tokenize(chosen).items()}
-        cases.append(given_case(spec, arrays, origin="text", seed=seed))
+        arrays = _of_length(spec, tokenize(chosen))
+        try:
+            cases.append(given_case(spec, arrays, origin="text", seed=seed))
+        except SpecError:
+            if not arrays.keys() >= set(spec.input_names):
+                raise
     return tuple(cases)
+
+
+def _of_length(spec: ModelSpec, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays whose last axis is within the model's range, padded at the end or cut there."""
+    found = {name: np.asarray(value) for name, value in arrays.items()}
+    for tensor in spec.inputs:
+        dim = spec.dims.get(str(tensor.shape[-1])) if tensor.shape else None
+        if dim is None or tensor.name not in found or not found[tensor.name].ndim:
+            continue
+        value = found[tensor.name][..., : dim.max]
+        missing = [(0, 0)] * (value.ndim - 1) + [(0, max(0, dim.min - value.shape[-1]))]
+        pad = tensor.pad if tensor.role == "tokens" and tensor.pad is not None else 0
+        found[tensor.name] = np.pad(value, missing, constant_values=pad)
+    return found
 
 
 def file_cases(spec: ModelSpec, path: Path) -> tuple[Case, ...]:

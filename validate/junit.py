@@ -81,8 +81,7 @@ def _verdict(report: ParityReport, name: str) -> object:
     gates = [gate for gate, verdict in report.gates.items() if verdict != "pass"]
     test = TestCase(_clean("gates " + ", ".join(gates)), classname=_clean(f"{name}.gates"),
                     time=0.0)
-    broken = [f"{e.output}: {text}" for e in report.effects for text in e.broken]
-    test.result = [Failure(_clean("; ".join([*report.notes, *broken])), report.verdict)]
+    test.result = [Failure(_clean("; ".join([*report.notes, *report.unmet])), report.verdict)]
     return test
 
 

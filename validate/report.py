@@ -122,6 +122,14 @@ class ParityReport:
         """Every result that is not a pass."""
         return tuple(r for r in self.results if r.verdict != "pass")
 
+    @property
+    def unmet(self) -> tuple[str, ...]:
+        """Why Gate C does not pass: each broken limit, or that nothing was measured."""
+        if self.gates.get("effect", "pass") == "pass":
+            return ()
+        broken = tuple(f"{e.output}: {text}" for e in self.effects for text in e.broken)
+        return broken or ("no effects were measured",)
+
     def summary(self, identity: str) -> ParitySummary:
         """The manifest's record of this report, for the artifact of that identity."""
         return ParitySummary(self.verdict, identity, dict(self.gates), self.worst_rho,

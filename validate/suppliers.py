@@ -38,7 +38,8 @@ class ReferenceCache:
         directory: created when needed; files may be deleted at any time.
         source: digest that says which weights and which code ran (``Source.digest`` and task).
         truth, reference: dtypes the two run in.
-        max_bytes: once the directory holds this much, nothing more is stored.
+        max_bytes: beyond this, the runs that were asked for least recently make room for new ones.
+            What this cache itself has stored or been asked for stays.
     """
 
     directory: Path
@@ -46,7 +47,8 @@ class ReferenceCache:
     truth: str = "float64"
     reference: str = "float32"
     max_bytes: int = 4 << 30
-    _known: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
+    _mine: dict[Path, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _total: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def path(self, role: str, inputs: str) -> Path:
         """File of one run; ``role`` is ``truth`` or ``reference``, ``inputs`` a feeds digest."""
@@ -54,20 +56,38 @@ class ReferenceCache:
         key = hashlib.sha256(f"{self.source}\0{role}\0{dtype}\0{inputs}".encode()).hexdigest()
         return self.directory / f"{key}.npz"
 
+    def holds(self, role: str, inputs: str) -> bool:
+        """Whether a run is stored; it stays from now on."""
+        path = self.path(role, inputs)
+        try:
+            self._mine[path] = path.stat().st_size
+        except OSError:
+            return False
+        with suppress(OSError):  # another user's
+            os.utime(path)  # among the last to make room from now on
+        return True
+
     def load(self, role: str, inputs: str) -> Outputs | None:
         """Stored outputs; None where there are none or the file is damaged."""
+        self.holds(role, inputs)
         try:
             return read_arrays(self.path(role, inputs))
         except (OSError, ValueError):
             return None
 
+    def room(self, need: int) -> bool:
+        """Whether so many bytes more can be stored beside what has to stay."""
+        return sum(self._mine.values()) + need <= self.max_bytes
+
     def save(self, role: str, inputs: str, outputs: Mapping[str, np.ndarray]) -> bool:
-        """Store outputs; False if the directory is full. A reader never sees half a file."""
+        """Store outputs; False if there is no room. A reader never sees half a file."""
         need = sum(value.nbytes for value in outputs.values())
-        if self.used() + need > self.max_bytes:
+        if not self.room(need):
             return False
         path = self.path(role, inputs)
         self.directory.mkdir(parents=True, exist_ok=True)
+        if not self._total or self._total[0] + need > self.max_bytes:
+            self._total[:] = [self._freed(need)]
         handle, name = tempfile.mkstemp(dir=self.directory, suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -77,14 +97,28 @@ class ReferenceCache:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        self._known.append(written)
+        self._mine[path] = written
+        self._total[0] += written
         return True
 
-    def used(self) -> int:
-        """Bytes stored: what was there when first asked, and what this one has stored since."""
-        if not self._known:
-            self._known.append(sum(p.stat().st_size for p in self.directory.glob("*.npz")))
-        return sum(self._known)
+    def _freed(self, need: int) -> int:
+        """Bytes stored, after what is oldest was removed as far as ``need`` takes it.
+
+        Another process may do the same, or want what is removed: it runs that again.
+        """
+        found: list[tuple[float, int, Path]] = []
+        for path in self.directory.glob("*.npz"):
+            with suppress(OSError):
+                known = path.stat()
+                found.append((known.st_mtime, known.st_size, path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total + need <= self.max_bytes:
+                break
+            if path not in self._mine:
+                path.unlink(missing_ok=True)
+                total -= size
+        return total
 
 
 class Supplier:
@@ -100,11 +134,11 @@ class Supplier:
 
     def stored(self, inputs: str) -> bool:
         """Whether these inputs need no session."""
-        return self._cache is not None and self._cache.path(self.role, inputs).exists()
+        return self._cache is not None and self._cache.holds(self.role, inputs)
 
     def room(self, need: int) -> bool:
         """Whether so many bytes more may be stored."""
-        return self._cache is None or self._cache.used() + need <= self._cache.max_bytes
+        return self._cache is None or self._cache.room(need)
 
     def outputs(self, feeds: Feeds, inputs: str) -> Outputs:
         """Run, or read a stored run; stores what it ran where there is a cache with room."""

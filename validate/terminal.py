@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from .effects import Effect
     from .matrix import LeftOut
     from .report import ParityReport, Result
 
@@ -165,10 +166,12 @@ def headline(report: ParityReport) -> str:
 
 
 def details(report: ParityReport, most: int = 5) -> list[str]:
-    """Failures with their reasons, notes, and what was left out grouped by reason."""
+    """Failures with their reasons, effects, notes, and what was left out grouped by reason."""
     texts = [f"{r.verdict}: {r.output} at {r.case}: {r.reason}" for r in report.failures[:most]]
     if len(report.failures) > most:
         texts.append(f"and {len(report.failures) - most} more that did not pass")
+    texts.extend(f"fail: effects on the answers: {text}" for text in report.unmet[:most])
+    texts.extend(_effect(effect) for effect in report.effects[:most])
     texts.extend(report.notes)
     if report.left_out:
         texts.append(f"left out: {len(report.left_out)} planned cases were not run "
@@ -202,6 +205,14 @@ def _cut(rows: list[str], limit: int) -> str:
             break
         kept.append(row)
     return ("\n".join(kept) + notice).encode()[:limit].decode(errors="ignore")
+
+
+def _effect(effect: Effect) -> str:
+    found = {"SQNR {:.3g} dB": effect.sqnr_db, "agreement {:.4g}": effect.agreement,
+             "at least {:.4g}": effect.agreement_low, "KL p99 {:.2g}": effect.kl_p99,
+             "cosine {:.4g}": effect.cosine_mean}
+    told = [text.format(value) for text, value in found.items() if value is not None]
+    return f"effects on {effect.output}, {effect.rows} rows: {', '.join(told) or 'none'}"
 
 
 def _line(output: str, shape: str, found: list[tuple[str, Result]]) -> Line:

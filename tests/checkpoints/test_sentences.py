@@ -93,6 +93,18 @@ def test_every_way_of_pooling_passes_parity(
     assert artifact.spec.output_names == ("sentence_embedding",)
 
 
+def test_an_artifact_of_another_pooling_is_found_out(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = checkpoint(dense=False)
+    pipeline.export("onnx", pipeline.ModelRequest(str(root)), tmp_path / "out", validate=False)
+    limits = pipeline.Limits(sizes={"batch": (3,), "sequence": (7,)})
+    assert pipeline.validate_artifact(tmp_path / "out", limits=limits).accepted
+    config = root / "1_Pooling" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "pooling_mode": "max"}))
+    assert not pipeline.validate_artifact(tmp_path / "out", limits=limits).accepted
+
+
 def test_a_graph_without_its_normalisation_is_found_out(
     checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

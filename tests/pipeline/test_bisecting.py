@@ -11,9 +11,11 @@ from pathlib import Path
 import mutants
 import pytest
 import subjects
+from modelport import pipeline
+from modelport.cli import execute
 from modelport.errors import UsageError
 from modelport.pipeline import ModelRequest, bisecting
-from modelport.runtimes import _torch_taps
+from modelport.runtimes import _onnx_taps, _torch_taps
 from subjects import FEW, Subject
 
 NAMED = (
@@ -94,6 +96,19 @@ def test_a_node_that_raises_is_named_and_cut_out(subject: Subjects, tmp_path: Pa
     assert "Reshape" in run.stderr
 
 
+def test_a_node_that_the_runtime_made_up_is_named_and_not_cut_out(
+    subject: Subjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise _onnx_taps.NodeFailedError("/attention/MatMulScaleFusion/", "no kernel")
+
+    artifact = subject("bert").artifact
+    monkeypatch.setattr(_onnx_taps.GraphTap, "run", fails)
+    found = bisecting.bisect(artifact.root, out=tmp_path / "repro")
+    assert (found.kind, found.layer) == ("node", "/attention/MatMulScaleFusion/")
+    assert found.reproduction is None
+
+
 def test_outputs_that_are_missing_need_no_search(subject: Subjects, tmp_path: Path) -> None:
     subjects.spoilt_artifact(subject("bert"), "missing output", tmp_path / "out")
     found = bisecting.bisect(tmp_path / "out")
@@ -127,10 +142,14 @@ def test_a_bare_file_needs_a_reference(subject: Subjects, tmp_path: Path) -> Non
     assert found.layer == "encoder.layer.1.attention.self"
 
 
-def test_a_format_without_a_graph_says_so(tmp_path: Path, subject: Subjects) -> None:
+def test_a_format_without_a_graph_says_so(
+    tmp_path: Path, subject: Subjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subjects.export(subject("bert").checkpoint, tmp_path / "out", "torchscript")
     with pytest.raises(UsageError, match="holds no graph"):
         bisecting.bisect(tmp_path / "out")
+    monkeypatch.delattr(pipeline.validating, "validate_artifact")  # told before any work
+    assert execute(["validate", str(tmp_path / "out"), "--bisect", str(tmp_path / "why")]) == 2
 
 
 def test_scopes_of_repeated_calls_are_told_apart() -> None:

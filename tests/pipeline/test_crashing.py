@@ -60,7 +60,8 @@ def test_its_cases_fail_and_the_rest_goes_on(
     treacherous: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     junit = tmp_path / "report.xml"
-    arguments = ["validate", str(treacherous), *SIZES, "--json", "--junit", str(junit)]
+    arguments = ["validate", str(treacherous), *SIZES, "--json", "--junit", str(junit),
+                 "--budget", "sqnr_db=1"]
     assert execute(arguments) == 3
     report = json.loads(capsys.readouterr().out)
     assert report["verdict"] == "fail"
@@ -76,6 +77,7 @@ def test_its_cases_fail_and_the_rest_goes_on(
     passed = [r for r in report["results"] if r["verdict"] == "pass"]
     assert {shapes[r["case"]] for r in passed} == {"batch=1 sequence=2"}
     assert report["comparisons"]
+    assert "no effects were measured, since Gate 0 does not pass" in report["notes"]
     assert "signal 11" in junit.read_text()
     assert artifacts.read(treacherous).manifest.parity is not None
     assert not artifacts.read(treacherous).manifest.proven

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,52 @@ def test_a_wrong_weight_is_rejected(
     artifacts.write_manifest(artifact.root, dataclasses.replace(artifact.manifest, files=files))
     report = pipeline.validate_artifact(artifact.root, limits=LIMITS)
     assert report.gates["precision"] != "pass"
+
+
+@pytest.mark.parametrize(("task", "options"), [
+    ("text-classification", {"dtype": "fp16"}),
+    ("question-answering", {"quantize": "int8-weights"}),
+], ids=["classification", "answering"])
+def test_one_row_for_each_text_is_enough_for_an_interval(
+    task: str, options: dict[str, object], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny("bert", task=task), tmp_path / "model")
+    letters = [f"{start}{letter}" for start in ("", "##") for letter in string.ascii_lowercase]
+    (model / "vocab.txt").write_text("\n".join(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]))
+    (model / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    artifact = with_proven_parent(export(model, tmp_path / "out", **options))
+    report = pipeline.validate_artifact(artifact.root, limits=LIMITS)
+    assert report.gates["effect"] == "pass", report.effects
+    assert all(effect.rows >= deriving.ROWS for effect in report.effects)
+
+
+def test_a_model_with_one_score_passes_by_its_noise(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tiny("bert", task="text-classification", num_labels=1)
+    artifact = with_proven_parent(export(model, tmp_path / "out", dtype="fp16"))
+    report = pipeline.validate_artifact(artifact.root, limits=LIMITS)
+    assert report.accepted, report.unmet
+    assert [(e.kind, e.sqnr_db is not None) for e in report.effects] == [("values", True)]
+
+
+def test_effects_that_cannot_be_measured_fail_and_are_reported(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object, **__: object) -> None:
+        raise UsageError("the model's process ended: signal 11")
+
+    artifact = with_proven_parent(export(tiny("bert"), tmp_path / "out", dtype="fp16"))
+    monkeypatch.setattr(validate, "measure_effects", dies)
+    report = pipeline.validate_artifact(artifact.root, limits=LIMITS)
+    assert (report.verdict, report.gates["effect"], report.gates["precision"]) == (
+        "fail", "fail", "pass")
+    assert "effects could not be measured: the model's process ended: signal 11" in report.notes
+    manifest = artifacts.read(artifact.root).manifest
+    assert pipeline.exporting.verdict(artifact.root, manifest) == (
+        "parity: fail, no effects were measured, "
+        "effects could not be measured: the model's process ended: signal 11")
 
 
 def test_effects_are_measured_on_cases_that_the_limit_let_run(

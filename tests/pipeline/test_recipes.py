@@ -82,6 +82,65 @@ def test_what_is_done_is_not_done_again(tmp_path, program):
     assert len(program) == 4, "other options are other stages"
 
 
+def test_what_another_run_has_replaced_is_done_again(tmp_path, monkeypatch):
+    called = []
+
+    def program(_, arguments, **__):
+        called.append(arguments[0])
+        place = Path(arguments[arguments.index("--output") + 1] if arguments[0] == "export"
+                     else arguments[1])
+        if arguments[0] == "export":
+            shutil.copytree(FROZEN, place, dirs_exist_ok=True)
+        if arguments[0] == "bench":
+            artifacts.with_report(artifacts.read(place), artifacts.BENCHMARK, str(arguments))
+        return ""
+
+    monkeypatch.setattr(executors, "program", program)
+
+    def run(**bench):
+        called.clear()
+        recipes.run(write(tmp_path, models=["demo"], bench=bench,
+                          publish={"destination": "file:///models:{cell}"}))
+        return tuple(called)
+
+    assert run(rounds=1) == ("export", "bench", "publish")
+    assert run(rounds=1) == ()
+    assert run(rounds=2) == ("bench", "publish")
+    assert run(rounds=1) == ("bench", "publish"), "the other's figures are there"
+    place = tmp_path / "out" / "demo-onnx"
+    artifacts.with_report(artifacts.read(place), artifacts.BENCHMARK, "by hand")
+    assert run(rounds=1) == ("bench",), "what was published is there again"
+
+
+def test_a_stage_is_named_by_all_that_it_reads(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model, texts, code = tmp_path / "model", tmp_path / "texts", tmp_path / "net.py"
+    (model / "1_Pooling").mkdir(parents=True)
+    for file in (model / "1_Pooling" / "config.json", texts, code):
+        file.write_text("one")
+
+    def keys():
+        found = []
+        for name in ("~/model", f"{code}:net"):
+            recipe = write(tmp_path, models=[name], profiles={"": {"texts": str(texts)}},
+                           bench={"corpus": str(texts)}, output=str(model / "out"))
+            found.append([stage.key for stage in recipes.plan(recipe)])
+        return found
+
+    before = keys()
+    (model / "out").mkdir()
+    (model / "out" / "made").write_text("by a run")
+    (model / ".git").mkdir()
+    (model / ".git" / "index").write_text("by git")
+    assert keys() == before
+    for number, file in enumerate((model / "1_Pooling" / "config.json", code, texts)):
+        file.write_text("two!")
+        after = keys()
+        changed = [old != new for old, new in zip(before, after, strict=True)]
+        assert changed == [number in (0, 2), number in (1, 2)]
+        before = after
+
+
 def test_a_failure_is_told_and_stops_only_its_own_cell(tmp_path, program):
     recipe = write(tmp_path, models=["broken", "demo"],
                    publish={"destination": "file:///models:{cell}"})

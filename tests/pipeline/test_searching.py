@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from modelport import artifacts, exporters, pipeline
+from modelport import artifacts, checkpoints, exporters, pipeline
 from modelport.artifacts.manifest import Manifest, ParitySummary
 from modelport.errors import ExportError, UsageError
 from modelport.exporters.onnx import OnnxOptions
@@ -17,6 +19,8 @@ from modelport.pipeline import deriving, figures, searching
 from modelport.pipeline.searching import Trial
 from modelport.pipeline.validator import Validator
 from modelport.runtimes import benchmark
+
+FROZEN = Path(__file__).parents[1] / "fixtures" / "artifact-schema-1"
 
 
 def measured(name: str, latency: float, rows: float, size: int, peak: int) -> Trial:
@@ -131,6 +135,69 @@ def test_less_precise_is_tried_within_a_limit_and_placed_only_if_proven_in_full(
     assert {t["name"]: t["reason"] for t in table["trials"]}["int8-dynamic"] == reason
     assert made.manifest.proven
     assert list((tmp_path / "out.search").glob("*.tried")) == []
+
+
+def test_what_is_found_again_is_of_the_same_model_task_and_files(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    exporter = exporters.get("onnx")
+    model = shutil.copytree(tiny("bert"), tmp_path / "model")
+    texts = tmp_path / "texts"
+    texts.write_text("one")
+    options = OnnxOptions(quantize="int8-static", texts=str(texts))
+
+    def place(task: str = "fill-mask", *, own: bool = False) -> str:
+        loaded = checkpoints.load(pipeline.ModelRequest(str(model), task=task).resolve())
+        origin = dataclasses.replace(loaded.checkpoint.origin, remote_code=own)
+        loaded = dataclasses.replace(
+            loaded, checkpoint=dataclasses.replace(loaded.checkpoint, origin=origin))
+        search = searching.Search(exporter, pipeline.ModelRequest(str(model)), loaded,
+                                  tmp_path / "work", 1, Validator(), print)
+        return search._place(options).name
+
+    first = place()
+    assert place() == first
+    others = [place("feature-extraction"), place(own=True), place(own=True)]
+    texts.write_text("two")
+    others.append(place())
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.1}))
+    others.append(place())
+    assert len({first, *others}) == 6
+
+
+def test_what_a_kill_left_unproven_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = shutil.copytree(FROZEN, tmp_path / "place")
+    artifact = artifacts.read(place)
+    work: Any = searching.Search.__new__(searching.Search)
+    work._validator = Validator()
+
+    def verdict(kind: Any) -> Callable[..., Manifest]:
+        manifest = artifacts.read(place).manifest
+        parity = ParitySummary(kind, manifest.identity, {"translation": kind}, None, 9)
+        return lambda *_: artifacts.write_manifest(
+            place, dataclasses.replace(manifest, parity=parity)).manifest
+
+    verdict("pass")()
+    found = searching._found(place)
+    assert found is not None
+    assert found.manifest.proven
+    assert searching._found(tmp_path / "absent") is None
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    searching._tried(place).touch()
+    monkeypatch.setattr(Validator, "validate", verdict("fail"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            work.proven(artifact)
+    assert searching._tried(place).exists()
+    assert searching._found(place) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -79,6 +80,26 @@ def test_a_narrowed_pass_is_not_recorded_and_a_full_one_is(made: Callable[..., P
     assert artifacts.read(out).manifest.parity is None
     assert execute(["validate", str(out)]) == 0
     assert artifacts.read(out).manifest.proven
+
+
+@pytest.mark.parametrize(("options", "code", "said"), [
+    (["--runtime", "onnxrutime"], 2, "onnxruntime"),
+    (["--device", "cuda"], 6, "modelport doctor"),
+])
+def test_what_cannot_be_run_here_is_no_verdict(
+    made: Callable[..., Path], options: list[str], code: int, said: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from modelport.runtimes.onnxruntime import OnnxRuntime
+    from modelport.runtimes.openvino import OpenVino
+
+    for runtime in (OnnxRuntime, OpenVino):
+        monkeypatch.setattr(runtime, "unavailable", lambda self, device="cpu":
+                            "there is no GPU here" if device == "cuda" else None)
+    out = made("unseen", opset=13)
+    assert execute(["validate", str(out), *SMALL, *options]) == code
+    assert said in capsys.readouterr().err
+    assert artifacts.read(out).manifest.parity is None
 
 
 def test_the_reference_is_run_once_for_many_artifacts(
@@ -159,6 +180,20 @@ def test_sizes_that_are_no_sizes(sizes: str, made: Callable[..., Path]) -> None:
     assert execute(["validate", str(made("opset-11", opset=11)), "--batch-sizes", sizes]) == 2
 
 
+def test_code_of_its_own_has_no_stored_runs(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    root = shutil.copytree(tiny("bert"), tmp_path / "model")
+    config = json.loads((root / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForMaskedLM": "modeling_mine.Mine"}
+    (root / "config.json").write_text(json.dumps(config))
+    code = "from transformers import BertForMaskedLM\n\n\nclass Mine(BertForMaskedLM):\n    pass\n"
+    (root / "modeling_mine.py").write_text(code)
+    request = pipeline.ModelRequest(str(root), trust_remote_code=True)
+    pipeline.export("onnx", request, tmp_path / "out", validate=False)
+    limits = pipeline.Limits(sizes={"batch": (3,), "sequence": (7,)})
+    assert pipeline.validate_artifact(tmp_path / "out", limits=limits).accepted
+    assert list((tmp_path / "cache").rglob("*.npz")) == []
+
+
 def test_an_artifact_with_other_inputs_is_no_reference(
     made: Callable[..., Path], tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -173,6 +208,7 @@ def test_bisect_names_the_layer_on_the_command_line(
     tiny: Callable[..., Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import onnx
 
@@ -186,6 +222,16 @@ def test_bisect_names_the_layer_on_the_command_line(
     assert "first wrong: bert.encoder.layer.0.intermediate.intermediate_act_fn" in said
     assert (tmp_path / "why" / "reproduce.py").exists()
     assert execute(arguments) == 2  # what was written is not overwritten
+
+    def broken(*_: object, **__: object) -> None:
+        raise UsageError("no way in")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.bisecting, "bisect", broken)
+        assert execute([*arguments[:-1], str(tmp_path / "why-not"), "--json"]) == 3
+    said, noted = capsys.readouterr()
+    assert json.loads(said)["verdict"] == "fail", "one document"
+    assert "not bisected: no way in" in noted
     artifact = str(made("opset-11", opset=11))
     assert execute(["validate", artifact, "--reference", artifact, "--bisect", "x"]) == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -81,18 +82,21 @@ def test_the_original_is_run_before_there_is_an_artifact(
                      for side in ("truth", "reference")}
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_an_original_that_does_not_fit_is_left_for_later(
-    exported: Artifact, device: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("why", ["size", "device", "code"])
+def test_an_original_that_is_not_run_ahead_is_left_for_later(
+    exported: Artifact, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if device == "cpu":
+    if why == "size":
         monkeypatch.setattr(validator, "SMALL", 1000)
     sent: list[dict[str, object]] = []
     monkeypatch.setattr(Validator, "_send", lambda self, request: sent.append(request))
     with Validator() as ours:
         ours.start(exported.manifest.source.model)
         checkpoint = pipeline.ModelRequest.of(exported.manifest.source).resolve()
-        ours.prepare(checkpoint, "onnx", device)
+        if why == "code":  # its runs are not stored
+            origin = dataclasses.replace(checkpoint.origin, remote_code=True)
+            checkpoint = dataclasses.replace(checkpoint, origin=origin)
+        ours.prepare(checkpoint, "onnx", "cuda" if why == "device" else "cpu")
     assert sent == [{"format": "onnx", "origin": None, "generates": False}]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from modelport.spec import Dim, ModelSpec, TensorSpec
 from modelport.validate import EffectBudget
-from modelport.validate.effects import EffectMeter, wilson_low
+from modelport.validate.effects import EffectMeter, measurable, wilson_low
 
 DIMS = {"batch": Dim(1, 2, 512), "sequence": Dim(1, 2, 64)}
 SCORES = ModelSpec((), (TensorSpec("logits", "float32", ("batch", 5)),), DIMS)
@@ -135,9 +135,32 @@ def test_noise_has_nothing_to_agree_on():
     assert sum("agreement" in text for text in found.broken) == 2
 
 
-def test_regression_scores_integers_and_scalars_are_left_alone():
-    for shape in ((4, 1), (4,)):
-        spec = ModelSpec((), (TensorSpec("logits", "float32", ("batch", *shape[1:])),), DIMS)
-        meter = EffectMeter(spec)
-        meter.add({"logits": np.ones(shape)}, {"logits": np.ones(shape)}, {})
-        assert meter.effects(EffectBudget()) == ()
+@pytest.mark.parametrize("shape", [(4, 1), (4,), ()])
+def test_of_single_scores_the_noise_is_measured(shape):
+    spec = ModelSpec((), (TensorSpec("logits", "float32", ("batch", *shape[1:])[:len(shape)]),),
+                     DIMS)
+    truth = np.ones(shape)
+    found = effect(spec, truth * 1.01, truth)
+    assert (found.kind, found.rows) == ("values", truth.size)
+    assert found.sqnr_db == pytest.approx(40)
+    assert found.agreement is None
+    assert found.broken == ()
+    assert effect(spec, truth * 2, truth).broken == ("sqnr_db is 0; at least 20 is allowed",)
+
+
+def test_masked_values_do_not_count():
+    spec = ModelSpec((), (TensorSpec("scores", "float32", ("batch", "sequence", 1)),), DIMS)
+    truth = np.ones((2, 6, 1))
+    candidate = np.where(np.arange(6)[:, None] < 4, truth * 1.01, 7)
+    keep = np.broadcast_to(np.arange(6)[:, None] < 4, truth.shape)
+    found = effect(spec, candidate, truth, keep)
+    assert (found.rows, found.sqnr_db) == (8, pytest.approx(40))
+
+
+def test_integers_are_left_alone():
+    spec = ModelSpec((), (TensorSpec("ids", "int64", ("batch", 5)),), DIMS)
+    meter = EffectMeter(spec)
+    meter.add({"ids": np.ones((4, 5), int)}, {"ids": np.ones((4, 5), int)}, {})
+    assert meter.effects(EffectBudget()) == ()
+    assert not measurable(spec)
+    assert measurable(SCORES)

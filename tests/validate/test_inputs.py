@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -129,6 +131,18 @@ def test_text_cases():
     assert cases[1].padding == "right"
     assert draw(toy_spec(), cases[1])["input_ids"].dtype == np.int64
     assert len({c.label for c in cases}) == 2
+
+
+def test_texts_are_cut_and_padded_to_the_lengths_that_a_model_takes():
+    texts = ["a", "a longer one"]
+    narrow = replace(toy_spec(), dims={**toy_spec().dims, "sequence": Dim(4, 6, 8)})
+    short, both = text_cases(narrow, texts, tokenize, batches=(1, 2))
+    assert dict(both.sizes) == {"batch": 2, "sequence": 8}
+    assert draw(narrow, short)["attention_mask"].tolist() == [[1, 0, 0, 0]]
+    assert short.padding == "right"
+    fixed = ModelSpec(tuple(replace(t, shape=("batch", 5)) for t in narrow.inputs), (),
+                      {"batch": Dim(1, 2, 8)})
+    assert text_cases(fixed, texts, tokenize, batches=(1, 2)) == ()
 
 
 def test_no_text_and_a_tokenizer_that_lacks_an_input():

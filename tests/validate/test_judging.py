@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 
@@ -18,11 +19,13 @@ from modelport.validate import (
     ReferenceCache,
     Rule,
     Settings,
+    draw,
     judge,
     measure_effects,
     plan,
     run_ahead,
 )
+from modelport.validate.inputs import digest
 from modelport.validate.pace import Pace
 from toy_transformer import Toy, ToySession, Variant, toy_spec, varied, weights
 
@@ -136,9 +139,25 @@ def test_a_full_cache_leaves_cases_out_by_name(tmp_path):
     report = judge(good(), reference, truth, PLAN, spec=SPEC, cache=cache)
     assert 0 < len(report.cases) < len(PLAN.cases)
     assert len(report.cases) + len(report.left_out) == len(PLAN.cases)
-    assert 0 < cache.used() == ReferenceCache(tmp_path, "digest").used() <= 40_000
-    assert not replace(cache, source="another").save("truth", "0", {"a": np.zeros(5_000)})
+    assert 0 < sum(path.stat().st_size for path in tmp_path.glob("*.npz")) <= 40_000
+    assert not cache.save("truth", "0", {"a": np.zeros(5_000)})
     assert "limit on disk" in report.left_out[0].reason
+
+
+def test_new_cases_take_the_place_of_the_oldest_runs_in_a_full_cache(tmp_path):
+    for age in range(4):
+        old = ReferenceCache(tmp_path, f"of {age} days ago", max_bytes=40_000)
+        assert old.save("truth", "0", {"a": np.zeros(1_200)})
+        os.utime(old.path("truth", "0"), (1_000_000 - age, 1_000_000 - age))
+    assert ReferenceCache(tmp_path, "of 3 days ago").load("truth", "0"), "asked for just now"
+    cache = ReferenceCache(tmp_path, "digest", max_bytes=40_000)
+    report = judge(good(), reference, truth, PLAN.cases[:1], spec=SPEC, cache=cache)
+    assert (len(report.cases), report.left_out) == (1, ())
+    left = [age for age in range(4)
+            if ReferenceCache(tmp_path, f"of {age} days ago").holds("truth", "0")]
+    assert 2 not in left, "the oldest"
+    assert left[-1] == 3
+    assert cache.holds("truth", digest(draw(SPEC, PLAN.cases[0])))
 
 
 def test_outputs_survive_the_cache(tmp_path):

@@ -242,6 +242,22 @@ class TestHtml:
         assert "agreement is 0.9" in text
 
 
+def test_every_view_says_why_the_effects_alone_do_not_pass(passed):
+    effects = (Effect("logits", "logits", 10, 31.5, agreement=0.9, broken=("agreement is 0.9",)),
+               Effect("score", "values", 10, None))
+    broken = passed.with_effects(effects, EffectBudget())
+    nothing = passed.with_effects((), EffectBudget())
+    for report, why in ((broken, "logits: agreement is 0.9"),
+                        (nothing, "no effects were measured")):
+        assert report.unmet == (why,)
+        assert f"fail: effects on the answers: {why}" in printed(report)
+        for view in (markdown, to_html, to_junit):
+            assert why in view(report)
+    assert "effects on logits, 10 rows: SQNR 31.5 dB, agreement 0.9" in printed(broken)
+    assert "effects on score, 10 rows: none" in printed(broken)
+    assert passed.unmet == passed.with_effects(effects[1:], EffectBudget()).unmet == ()
+
+
 def printed(report: ParityReport) -> str:
     out = io.StringIO()
     Console(file=out, width=120, no_color=True).print(table(report))
