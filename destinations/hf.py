@@ -31,6 +31,8 @@ DEFAULT_REVISION = "main"
 class HubRepository(Repository):
     """Files of a model repository at a commit."""
 
+    revisions = True
+
     def __init__(self, reference: Reference) -> None:
         super().__init__(reference)
         if reference.tag or reference.pin:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 from modelport import artifacts
 from modelport.artifacts import release
 from modelport.cli import execute
+from modelport.destinations import Reference
 from modelport.errors import (
     GateRefused,
     ParityError,
@@ -121,12 +123,36 @@ def test_a_benchmark_is_required_of_exactly_these_files(proven, url, monkeypatch
         publish(proven, url, Gate(max_regression=0.05))
 
 
-@pytest.mark.parametrize(
-    "text", ["http:/x", "models", "s3://", "oci://u:p4ssw0rd@host/x", "file:///a:b c"]
-)
+@pytest.mark.parametrize("text", [
+    "http:/x", "models", "s3://", "file:///a:b c", "oci://u:p4ssw0rd@host/x", "S3://k:p4ssw0rd@b/x",
+    "filecache::s3://k:p4ssw0rd@b/x", "k:p4ssw0rd@b/x", "s3://k:p4ss/w0rd@b/x", "triton:///a:tag",
+])
 def test_a_destination_that_is_none(proven, text, capsys):
     assert execute(["publish", str(proven), text]) == 2
-    assert "p4ssw0rd" not in capsys.readouterr().err
+    assert not re.search("p4ss|w0rd", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("after", [
+    "sha256:abcd1234", "sha256:" + "AB" * 32, "sha512:" + "ab" * 64, "sha256:", "", "v2", "ab" * 32,
+])
+@pytest.mark.parametrize("scheme", ["file", "s3", "memory"])
+def test_a_digest_that_is_mistyped_is_not_the_latest(proven, url, tmp_path, scheme, after):
+    """Where it was passed over, it meant whatever the tag pointed at."""
+    if scheme == "file":
+        publish(proven, url)
+    pinned = f"{url if scheme == 'file' else scheme + '://bucket/models'}@{after}"
+    with pytest.raises(UsageError, match=r"digest|revision"):
+        pull(pinned, tmp_path / "pulled")
+    with pytest.raises(UsageError, match=r"digest|revision"):
+        publish(with_source(proven, revision="2"), pinned)
+    assert len(list((tmp_path / "repository" / "tags" / "latest").glob("*"))) == (scheme == "file")
+    assert not (tmp_path / "pulled").exists()
+
+
+def test_a_tag_and_a_digest_are_one_too_many():
+    with pytest.raises(UsageError, match="a tag, v1, and a digest"):
+        Reference.parse("oci://host:5000/name:v1@sha256:" + "ab" * 32)
+    assert Reference.parse("sftp://me@host:22/home/me@team/x").place == "me@host:22/home/me@team/x"
 
 
 def test_the_command_line(proven, tmp_path, url, capsys):
