@@ -116,18 +116,30 @@ def stage(destination: Path, *, force: bool = False) -> Iterator[Staging]:
                 hint="choose another --output",
             ) from error
         target = Path(os.path.realpath(parent)) / absolute.name
-        with _lock(target) as held:
-            if held:
-                _recover(target)
+        with beside(target) as root:
             _refuse_taken(target, force=force)
-            root = target.with_name(f".{target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
-            root.mkdir()
-            staging = Staging(root, target, force=force)
-            try:
-                yield staging
-            finally:
-                # After commit this holds what was replaced, or nothing.
-                _remove(root)
+            yield Staging(root, target, force=force)
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A new directory beside ``target``, for what is to be renamed there; by one writer at a time.
+
+    What is in it when the block is left is removed, and so is what writers that died left behind.
+
+    Raises:
+        DestinationExists: another process is writing to the target.
+    """
+    with _lock(target) as held:
+        if held:
+            _recover(target)
+        root = target.with_name(f".{target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+        root.mkdir()
+        try:
+            yield root
+        finally:
+            # After a replacement this holds what was replaced, or nothing.
+            _remove(root)
 
 
 def _refuse_taken(destination: Path, *, force: bool) -> None:
