@@ -229,6 +229,8 @@ def _doubt(artifact: Artifact) -> str:
     report = validate.from_json((artifact.root / artifacts.PARITY).read_bytes())
     if report.summary(manifest.identity) != manifest.parity:
         return "its parity report says something else than its manifest"
+    if report.narrowed:
+        return "its validation was cut short by --max-memory or --max-seconds"
     return ""
 
 
