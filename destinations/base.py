@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from ..errors import UsageError
+from ..errors import DigestMismatch, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from ..artifacts import Artifact, FileEntry
@@ -101,7 +101,8 @@ class Head:
     """What a tag points at.
 
     Attributes:
-        release: bytes of the release record, checked against :attr:`digest`.
+        release: bytes of the release record, checked against :attr:`digest`; empty where there is
+            something that is no release, such as a hub's first commit.
         digest: ``sha256:…`` by which the destination knows this release.
         version: what a swap compares with; changes whenever the tag moves.
     """
@@ -118,6 +119,28 @@ class Item:
     name: str
     entry: FileEntry
     path: Path
+
+
+def changed(path: Path) -> DigestMismatch:
+    """The error on a file that is no longer what was verified."""
+    return DigestMismatch(
+        f"{path} changed while it was being published",
+        hint="run the same command again: it verifies first",
+    )
+
+
+def bounded(blocks: Iterable[bytes], limit: int, what: str) -> bytes:
+    """Blocks as one; nothing is taken that comes after more than ``limit`` bytes.
+
+    Raises:
+        UsageError: they are more.
+    """
+    data = b""
+    for block in blocks:
+        data += block
+        if len(data) > limit:
+            raise UsageError(f"{what} is larger than {limit} bytes")
+    return data
 
 
 class Repository(ABC):

@@ -20,8 +20,8 @@ from ..artifacts.copying import copy_file
 from ..artifacts.digest import digest
 from ..artifacts.manifest import REPORTS
 from ..artifacts.release import RELEASE
-from ..errors import BackendUnavailable, DigestMismatch, UsageError
-from .base import Deployment, Serving
+from ..errors import BackendUnavailable, UsageError
+from .base import Deployment, Serving, changed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -229,7 +229,7 @@ def _fill(
         place.parent.mkdir(parents=True, exist_ok=True)
         copy_file(artifact.root / name, place)
         if digest(place) != entry:
-            raise DigestMismatch(f"{artifact.root / name} changed while it was being published")
+            raise changed(artifact.root / name)
     (directory / RELEASE).write_bytes(record)
 
 
