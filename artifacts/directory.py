@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import DestinationExists, UsageError
+from ..errors import DestinationExists, PathEscape, UsageError
 from ._rename import exchange, sync_directory, sync_tree
-from .manifest import MANIFEST
+from .digest import open_regular
+from .manifest import MANIFEST, MAX_BYTES, parse
 from .storage import refusals
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Staging:
         self._check_open()
         target = self.destination.with_name(self.destination.name + ".rejected")
         number = 2
-        while os.path.lexists(target) and not _is_ours(target, REASON):
+        while os.path.lexists(target) and not _was_rejected(target):
             target = self.destination.with_name(f"{self.destination.name}.rejected-{number}")
             number += 1
         with refusals(self.destination.parent):
@@ -113,21 +114,33 @@ def stage(destination: Path, *, force: bool = False) -> Iterator[Staging]:
         except (FileExistsError, NotADirectoryError) as error:
             raise DestinationExists(
                 f"{error.filename} is not a directory, so {absolute} cannot be made",
-                hint="choose another --output",
+                hint="choose another directory",
             ) from error
         target = Path(os.path.realpath(parent)) / absolute.name
-        with _lock(target) as held:
-            if held:
-                _recover(target)
+        with beside(target) as root:
             _refuse_taken(target, force=force)
-            root = target.with_name(f".{target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
-            root.mkdir()
-            staging = Staging(root, target, force=force)
-            try:
-                yield staging
-            finally:
-                # After commit this holds what was replaced, or nothing.
-                _remove(root)
+            yield Staging(root, target, force=force)
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A new directory beside ``target``, for what is to be renamed there; by one writer at a time.
+
+    What is in it when the block is left is removed, and so is what writers that died left behind.
+
+    Raises:
+        DestinationExists: another process is writing to the target.
+    """
+    with _lock(target) as held:
+        if held:
+            _recover(target)
+        root = target.with_name(f".{target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+        root.mkdir()
+        try:
+            yield root
+        finally:
+            # After a replacement this holds what was replaced, or nothing.
+            _remove(root)
 
 
 def _refuse_taken(destination: Path, *, force: bool) -> None:
@@ -138,25 +151,34 @@ def _refuse_taken(destination: Path, *, force: bool) -> None:
         raise DestinationExists(
             f"{destination} exists",
             allowed="a directory that does not exist yet",
-            hint="add --force to replace it, or choose another --output",
+            hint="add --force to replace it, or choose another directory",
         )
     replaceable = (
         destination.is_dir()
         and not destination.is_symlink()
-        and (_is_ours(destination, MANIFEST) or not any(destination.iterdir()))
+        and (_is_artifact(destination) or not any(destination.iterdir()))
     )
     if not replaceable:
         raise DestinationExists(
-            f"{destination} is not a modelport artifact (it has no {MANIFEST}), so --force does "
-            "not replace it",
+            f"{destination} is not a modelport artifact (it has no {MANIFEST} of modelport's), so "
+            "--force does not replace it",
             allowed="a new directory, an empty one, or an artifact",
-            hint="choose another --output",
+            hint="choose another directory",
         )
 
 
-def _is_ours(directory: Path, marker: str) -> bool:
+def _is_artifact(directory: Path) -> bool:
+    """Whether a directory's manifest looks like ours: other programs call their own files so."""
+    try:
+        with os.fdopen(open_regular(directory / MANIFEST), "rb") as file:
+            return {"schema", "format", "files"} <= set(parse(file.read(MAX_BYTES + 1)))
+    except (OSError, PathEscape, UsageError):
+        return False
+
+
+def _was_rejected(directory: Path) -> bool:
     return (
-        directory.is_dir() and not directory.is_symlink() and os.path.lexists(directory / marker)
+        directory.is_dir() and not directory.is_symlink() and os.path.lexists(directory / REASON)
     )
 
 
@@ -245,7 +267,7 @@ def _acquire(path: Path, target: Path) -> tuple[int, bool]:
             if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
                 raise DestinationExists(
                     f"another process{f' ({holder})' if holder else ''} is writing to {target}",
-                    hint="wait for it to finish, or choose another --output",
+                    hint="wait for it to finish, or choose another directory",
                 ) from None
             raise
         os.close(descriptor)

@@ -168,11 +168,13 @@ class Artifact:
     Attributes:
         graph: file of the one graph that is meant, in a view of a component; None where the
             artifact is one graph, whose file its format knows.
+        entry: of the manifest's own file, as it was read; None where it was not.
     """
 
     root: Path
     manifest: Manifest
     graph: str | None = None
+    entry: FileEntry | None = field(default=None, compare=False)
 
     @property
     def format(self) -> str:

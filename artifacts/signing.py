@@ -1,6 +1,7 @@
 """Signatures over an artifact's directory, by OpenSSF model signing (a Sigstore bundle).
 
-The signature covers every file but itself and the release record, which names it. A key pair is an
+The signature covers every file but itself, the release record, which names it, and what modelport
+leaves beside an artifact and never publishes (:func:`.store.traces`). A key pair is an
 elliptic curve key (P-256, P-384 or P-521) in PEM. Keyless signing takes the identity of the
 workload (in CI, the job's OpenID Connect token) and needs the public Sigstore service.
 """
@@ -19,7 +20,7 @@ from ._rename import write_durable
 from .digest import open_regular
 from .release import RELEASE, SIGNATURE
 from .storage import refusals
-from .store import regular_files
+from .store import traces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,8 +44,8 @@ class Identity:
     issuer: str
 
 
-def sign(root: Path, private_key: Path | None) -> Path:
-    """Sign everything in an artifact's directory and write ``signature.json`` there.
+def sign(root: Path, private_key: Path | None) -> bytes:
+    """Sign everything in an artifact's directory; what is returned is for ``signature.json``.
 
     Args:
         private_key: PEM file; its password, if any, is read from ``MODELPORT_KEY_PASSWORD``. None
@@ -56,7 +57,6 @@ def sign(root: Path, private_key: Path | None) -> Path:
         DestinationUnreachable: keyless, and no identity or no Sigstore service is at hand.
     """
     root = root.absolute()  # the library passes over what is to be ignored only then
-    regular_files(root)
     config = _module("signing").Config().set_hashing_config(_hashing(root))
     if private_key is not None:
         password = os.environ.get("MODELPORT_KEY_PASSWORD")
@@ -68,7 +68,6 @@ def sign(root: Path, private_key: Path | None) -> Path:
                 allowed="an elliptic curve key (P-256, P-384, P-521) in PEM",
                 hint="openssl ecparam -name prime256v1 -genkey -noout -out key.pem",
             ) from error
-    # model_signing writes in place; a signature must not exist in halves.
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch, SIGNATURE)
         try:
@@ -83,8 +82,7 @@ def sign(root: Path, private_key: Path | None) -> Path:
                 allowed="a workload identity (in CI: id-token: write) and the Sigstore service",
                 hint="sign with --private-key instead",
             ) from error
-        write_beside(root / SIGNATURE, written.read_bytes())
-    return root / SIGNATURE
+        return written.read_bytes()
 
 
 def write_beside(path: Path, data: bytes) -> None:
@@ -111,7 +109,7 @@ def verify_signature(root: Path, signer: Path | Identity) -> None:
         UsageError: the public key cannot be read.
     """
     root = root.absolute()
-    regular_files(root)
+    hashing = _hashing(root)  # links are refused before anything is opened
     try:
         descriptor = open_regular(root / SIGNATURE)
     except FileNotFoundError:
@@ -122,7 +120,7 @@ def verify_signature(root: Path, signer: Path | Identity) -> None:
     with os.fdopen(descriptor, "rb") as file:
         if os.fstat(file.fileno()).st_size > _MAX_BYTES:
             raise SignatureRefused(f"{root / SIGNATURE} is larger than {_MAX_BYTES} bytes")
-    config = _module("verifying").Config().set_hashing_config(_hashing(root))
+    config = _module("verifying").Config().set_hashing_config(hashing)
     _use(config, signer)
     try:
         config.verify(root, root / SIGNATURE)
@@ -155,9 +153,10 @@ def _use(config: Any, signer: Path | Identity) -> None:
 
 
 def _hashing(root: Path) -> Any:
+    ignored = [root / name for name in (SIGNATURE, RELEASE, *traces(root))]
     hashing = _module("hashing").Config()
-    # Git's own files count too: nothing in an artifact is exempt but what refers to the signature.
-    ignored = [root / SIGNATURE, root / RELEASE]
+    # Git's own files count too: nothing that is published is exempt but what refers to the
+    # signature.
     return hashing.set_ignored_paths(paths=ignored, ignore_git_paths=False)
 
 
@@ -181,8 +180,8 @@ def _reason(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def covers(root: Path, files: Mapping[str, FileEntry]) -> bool:
-    """Whether the signature in a directory is on exactly these files; says nothing on who signed.
+def covers(signature: bytes, files: Mapping[str, FileEntry]) -> bool:
+    """Whether a signature is on exactly these files; says nothing on who signed.
 
     Args:
         files: every file but the signature and the release record.
@@ -190,9 +189,9 @@ def covers(root: Path, files: Mapping[str, FileEntry]) -> bool:
     import base64
 
     try:
-        bundle = json.loads((root / SIGNATURE).read_bytes())
+        bundle = json.loads(signature)
         payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
         signed = {r["name"]: r["digest"] for r in payload["predicate"]["resources"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return False
     return signed == {name: entry.sha256 for name, entry in files.items()}

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _REFUSALS: dict[int, tuple[str, str]] = {
-    errno.ENOSPC: ("the disk is full", "free some space or choose another --output"),
-    errno.EDQUOT: ("the disk quota is used up", "free some space or choose another --output"),
+    errno.ENOSPC: ("the disk is full", "free some space or choose another directory"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space or choose another directory"),
     errno.EFBIG: ("the file would pass the size limit", "raise `ulimit -f` or choose another disk"),
-    errno.EROFS: ("the file system is read-only", "choose an --output on a writable file system"),
-    errno.EACCES: ("permission is denied", "choose an --output you may write to"),
-    errno.EPERM: ("the operation is not permitted", "choose an --output you may write to"),
-    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter --output"),
+    errno.EROFS: ("the file system is read-only", "choose a directory on a writable file system"),
+    errno.EACCES: ("permission is denied", "choose a directory you may write to"),
+    errno.EPERM: ("the operation is not permitted", "choose a directory you may write to"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter name"),
     errno.EIO: ("the disk reported an input/output error", "check the disk; choose another one"),
 }
 
@@ -73,5 +73,5 @@ def require_space(directory: Path, nbytes: int) -> None:
     if free < nbytes:
         raise StorageError(
             f"{directory} has {free / 1e9:.2f} GB free and {nbytes / 1e9:.2f} GB are needed",
-            hint="free some space or choose another --output",
+            hint="free some space or choose another directory",
         )

@@ -32,7 +32,7 @@ from .manifest import (
     dumps,
     loads,
 )
-from .release import BESIDE
+from .release import BESIDE, entry_of
 from .storage import refusals
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 
 _AGAIN = "export the artifact again, or fetch it again from where it was published"
 # What write_durable leaves when it is killed: never read, so harmless.
-_INTERRUPTED = re.compile(r"\.(manifest\.json|\.(parity|benchmark)\.json\.pending)\.tmp-[0-9]+")
+_INTERRUPTED = re.compile(
+    r"\.((manifest|provenance|signature)\.json|\.(parity|benchmark)\.json\.pending)\.tmp-[0-9]+"
+)
 
 
 def read(root: Path) -> Artifact:
@@ -56,7 +58,8 @@ def read(root: Path) -> Artifact:
     except (FileNotFoundError, NotADirectoryError):
         raise _no_manifest(root) from None
     with os.fdopen(descriptor, "rb") as file:
-        return Artifact(root, loads(file.read(MAX_BYTES + 1)))  # one more is refused there
+        data = file.read(MAX_BYTES + 1)  # one more is refused below
+    return Artifact(root, loads(data), entry=entry_of(data))
 
 
 def _no_manifest(root: Path) -> UsageError:
@@ -213,8 +216,24 @@ def regular_files(root: Path) -> set[str]:
     Raises:
         PathEscape: a link of either kind or a special file is among them.
     """
-    own = {MANIFEST, REASON, *BESIDE, *(_pending(root, name).name for name in REPORTS)}
-    found = set()
+    return {name for name in _walk(root) if name not in _UNLISTED and not _is_trace(name)}
+
+
+def traces(root: Path) -> set[str]:
+    """What modelport left below ``root`` that belongs to no artifact and is never published.
+
+    Raises:
+        PathEscape: as :func:`regular_files`.
+    """
+    return {name for name in _walk(root) if _is_trace(name)}
+
+
+def _is_trace(name: str) -> bool:
+    """Why it was rejected, a report that a kill left pending, a write that it cut short."""
+    return name in _TRACES or _INTERRUPTED.fullmatch(name) is not None
+
+
+def _walk(root: Path) -> Iterator[str]:
     for current, directories, files in os.walk(root, followlinks=False):
         for name in [*directories, *files]:
             path = Path(current, name)
@@ -232,7 +251,8 @@ def regular_files(root: Path) -> set[str]:
                     allowed="files of the artifact's own",
                     hint=f"copy it (cp -r --no-preserve=links {root} COPY) and verify the copy",
                 )
-            relative = path.relative_to(root).as_posix()
-            if relative not in own and not _INTERRUPTED.fullmatch(relative):
-                found.add(relative)
-    return found
+            yield path.relative_to(root).as_posix()
+
+
+_UNLISTED = frozenset({MANIFEST, *BESIDE})
+_TRACES = frozenset({REASON, *(_pending(Path(), name).name for name in REPORTS)})

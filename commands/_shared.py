@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ..console import Output
 
@@ -99,6 +100,36 @@ def sizes(text: str | None) -> tuple[int, ...]:
     if any(size < 1 for size in found):
         raise click.BadParameter(f"{text!r} is not a list of positive integers, such as 1,3,7")
     return found
+
+
+def refuse_given(reason: str, *names: str) -> None:
+    """Refuse options that were given and that what this command is about to do would pass over.
+
+    Args:
+        reason: ``goes with an artifact, not with a pipeline``.
+        names: of parameters, as the command's function takes them.
+
+    Raises:
+        UsageError: one of them was given; what stands at its default was not.
+    """
+    context = click.get_current_context()
+    default = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP, None)
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name in names and context.get_parameter_source(name) not in default:
+            raise click.UsageError(f"{parameter.opts[0]} {reason}")
+
+
+def report_option(name: str, text: str) -> Callable[[Command], Command]:
+    """A file to be written at the end, whose directory must be there before any work is done."""
+    kind = click.Path(dir_okay=False, path_type=Path)
+    return click.option(name, type=kind, callback=_in_a_directory, help=text)
+
+
+def _in_a_directory(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None and not path.parent.is_dir():
+        raise click.BadParameter(f"{path.parent} is no directory; make it first")
+    return path
 
 
 def percent(_: click.Context, __: click.Parameter, text: str | None) -> float | None:

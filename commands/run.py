@@ -9,7 +9,7 @@ from typing import Literal
 import click
 
 from ..console import Output
-from ._shared import DEVICE, SETTINGS, common
+from ._shared import DEVICE, SETTINGS, common, refuse_given
 
 
 @click.command(name="run", context_settings=SETTINGS)
@@ -42,12 +42,13 @@ def run(
     A pipeline that is run again does only what is missing.
     """
     if target.suffix in (".yaml", ".yml"):
-        if text is not None:
-            raise click.UsageError("--text goes with an artifact, not with a pipeline")
+        refuse_given("goes with an artifact, not with a pipeline", "text", "device", "audio",
+                     "max_new_tokens", "sample", "seed", "beams")
         if jobs and executor == "ray":
             raise click.UsageError("--jobs is for this machine; a cluster knows its room")
         _pipeline(output, target, dry_run, jobs or 1, executor)
         return
+    refuse_given("goes with a pipeline, not with an artifact", "dry_run", "jobs", "executor")
     if text is None and audio is None:
         raise click.UsageError("give --text or --audio, what to run through the artifact")
     from .. import artifacts, pipeline, predict
@@ -65,8 +66,9 @@ def run(
                     audio=audio or target.with_name(target.name + ".wav"))
         output.result(answer, lambda: predict.describe(answer))
         return
-    if text is None:
-        raise click.UsageError("this artifact is one graph, which takes --text")
+    refuse_given("goes with an artifact that generates; this one is one graph, which takes --text",
+                 "audio", "max_new_tokens", "sample", "seed", "beams")
+    assert text is not None
     found, session = pipeline.open_artifact(target, device=device)
     with session:
         answer = predict.predict(found, session, text)

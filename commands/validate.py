@@ -11,7 +11,16 @@ import click
 
 from ..console import Output
 from ..errors import DestinationExists, ParityError
-from ._shared import ARTIFACT, DEVICE, FILE, SETTINGS, common, sizes, source_options
+from ._shared import (
+    ARTIFACT,
+    DEVICE,
+    FILE,
+    SETTINGS,
+    common,
+    report_option,
+    sizes,
+    source_options,
+)
 
 
 @click.command(context_settings=SETTINGS)
@@ -21,15 +30,17 @@ from ._shared import ARTIFACT, DEVICE, FILE, SETTINGS, common, sizes, source_opt
 @click.option("--seq-lens", help="Sequence lengths to compare at, such as 1,17,512.")
 @click.option("--inputs", type=FILE,
               help="Your own feeds, as .npz with one array for each input.")
-@click.option("--max-seconds", type=float, help="Time for everything; what it excludes is listed.")
+@click.option("--max-seconds", type=click.FloatRange(0, min_open=True),
+              help="Time for everything; what it excludes is listed.")
 @click.option("--case-seconds", type=click.FloatRange(min=0, min_open=True), default=120.0,
               show_default=True, help="A case without a result after this long has failed.")
-@click.option("--max-memory", type=float, metavar="GB", help="Memory for one case's arrays.")
+@click.option("--max-memory", type=click.FloatRange(0, min_open=True), metavar="GB",
+              help="Memory for one case's arrays.")
 @click.option("--budget", help="Accepted effects, such as sqnr_db=30,agreement=0.995, or a file "
               "of such lines.")
-@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML here.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write a self-contained page here.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write a job summary here.")
+@report_option("--junit", "Write JUnit XML here.")
+@report_option("--html", "Write a self-contained page here.")
+@report_option("--markdown", "Write a job summary here.")
 @click.option("--bisect", "reproduction", type=click.Path(path_type=Path), metavar="DIR",
               help="On failure name the first wrong layer, and write a reproduction here.")
 @click.option("--no-cache", is_flag=True, help="Run the reference again even if it is known.")
@@ -51,6 +62,7 @@ def validate(
     """
     from .. import pipeline
     from .. import validate as validation
+    from ..artifacts.storage import refusals
 
     against = pipeline.named(reference) if reference else None
     if reproduction is not None:
@@ -63,7 +75,7 @@ def validate(
     limits = pipeline.Limits(
         sizes={name: values for name, values in chosen.items() if values},
         max_seconds=max_seconds,
-        max_memory=int(max_memory * 1e9) if max_memory else None,
+        max_memory=None if max_memory is None else int(max_memory * 1e9),
         inputs=inputs,
         budget=validation.read_budget(budget) if budget else None,
         cache=not no_cache,
@@ -78,10 +90,11 @@ def validate(
     views: dict[str, Callable[[Any], str]] = {
         "junit": validation.to_junit, "html": validation.to_html, "markdown": validation.markdown,
     }  # fmt: skip
+    output.result(json.loads(report.to_json()), lambda: validation.table(report))
     for kind, destination in reports.items():
         if destination is not None:
-            destination.write_text(views[kind](report), encoding="utf-8")
-    output.result(json.loads(report.to_json()), lambda: validation.table(report))
+            with refusals(destination.parent):
+                destination.write_text(views[kind](report), encoding="utf-8")
     if reproduction is not None and not report.accepted and not isinstance(against, Path):
         try:
             with output.progress() as notify:

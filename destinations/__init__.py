@@ -10,7 +10,17 @@ from __future__ import annotations
 import sys
 
 from .. import plugins
-from .base import DEFAULT_TAG, PREVIOUS, Deployment, Head, Item, Reference, Repository, Serving
+from .base import (
+    DEFAULT_TAG,
+    PREVIOUS,
+    Deployment,
+    Head,
+    Item,
+    Reference,
+    Repository,
+    Serving,
+    changed,
+)
 from .transfer import fetch, publish, resolve
 
 __all__ = [
@@ -22,6 +32,7 @@ __all__ = [
     "Reference",
     "Repository",
     "Serving",
+    "changed",
     "fetch",
     "open_deployment",
     "open_repository",

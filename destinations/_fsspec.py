@@ -13,8 +13,8 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts.digest import open_regular
-from ..errors import BackendUnavailable, DigestMismatch, UsageError
-from .base import BLOCK, Item, Reference
+from ..errors import BackendUnavailable, UsageError
+from .base import BLOCK, Item, Reference, changed
 from .tree import TreeRepository
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class FileSystemRepository(TreeRepository):
             return None
         return int(info["size"]) if info["type"] == "file" else None
 
-    def load(self, path: str) -> bytes:
-        data: bytes = self._fs.cat_file(self._path(path))
+    def load(self, path: str, limit: int) -> bytes:
+        data: bytes = self._fs.cat_file(self._path(path), start=0, end=limit)
         return data
 
     def blocks(self, path: str, start: int, size: int) -> Iterator[bytes]:
@@ -113,10 +113,7 @@ class FileSystemRepository(TreeRepository):
             digest = self._write(path, iter(lambda: source.read(BLOCK), b""))
         if digest != item.entry.sha256:
             self._fs.rm_file(self._path(path))
-            raise DigestMismatch(
-                f"{item.path} changed while it was being published",
-                hint=f"modelport verify {item.path.parent}",
-            )
+            raise changed(item.path)
 
     def store_bytes(self, path: str, data: bytes) -> None:
         self._write(path, [data])

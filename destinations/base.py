@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from ..errors import UsageError
+from ..errors import DigestMismatch, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from ..artifacts import Artifact, FileEntry
@@ -51,31 +51,44 @@ class Reference:
         """Read a reference.
 
         Raises:
-            UsageError: no URL, a malformed tag, or a password in it, which is not repeated.
+            UsageError: no URL, a malformed tag or digest, or a password in it. What may hold a
+                password is not repeated.
         """
+        shown = "a text with an @, which may hold a password," if "@" in text else repr(text)
         match = _URL.fullmatch(text)
         if match is None:
             raise UsageError(
-                f"{text!r} is not a place to publish to",
+                f"{shown} is not a place to publish to",
                 allowed="file:///path, s3://bucket/path, oci://registry/name:tag, hf://owner/name",
             )
         scheme, rest = match["scheme"], match["rest"]
+        head, slash, last = rest.rpartition("/")
         authority = rest.partition("/")[0]
-        if "@" in authority and ":" in authority.rpartition("@")[0]:
+        # Secret keys may hold a "/": then the "@" comes later.
+        users = (authority.rpartition("@"), head.partition("@"))
+        if authority and any(at and ":" in user for user, at, _ in users):
             raise UsageError(
                 f"the {scheme} URL holds a password",
                 allowed="credentials in the environment or the tool's own configuration",
             )
         if not rest.strip("/") or any(not c.isprintable() for c in rest):
-            raise UsageError(f"{text!r} names no place", allowed=f"{scheme}://…")
-        head, slash, last = rest.rpartition("/")
+            raise UsageError(f"{shown} names no place", allowed=f"{scheme}://…")
         last, at, after = last.partition("@") if slash else (last, "", "")
-        if at and _PIN.fullmatch(after):
-            return cls(scheme, head + slash + last, pin=after)
         name, colon, tag = last.partition(":") if slash else (last, "", "")
         if colon and not _TAG.fullmatch(tag):
             raise UsageError(f"{tag!r} is not a tag", allowed="letters, digits and . _ -")
-        return cls(scheme, head + slash + name, tag=tag or None, revision=after if at else None)
+        pin = after if _PIN.fullmatch(after) else None
+        # Taken for a revision, a mistyped digest would mean whatever is there now.
+        if at and not pin and (":" in after or not after):
+            raise UsageError(
+                f"{after!r} is not a digest", allowed="sha256: and 64 digits of 0-9 and a-f"
+            )
+        if pin and colon:
+            raise UsageError(
+                f"the reference names a tag, {tag}, and a digest", allowed="one of them"
+            )
+        revision = None if pin else after or None
+        return cls(scheme, head + slash + name, tag=tag or None, pin=pin, revision=revision)
 
     def __str__(self) -> str:
         pin = self.pin or self.revision
@@ -88,7 +101,8 @@ class Head:
     """What a tag points at.
 
     Attributes:
-        release: bytes of the release record, checked against :attr:`digest`.
+        release: bytes of the release record, checked against :attr:`digest`; empty where there is
+            something that is no release, such as a hub's first commit.
         digest: ``sha256:…`` by which the destination knows this release.
         version: what a swap compares with; changes whenever the tag moves.
     """
@@ -107,13 +121,45 @@ class Item:
     path: Path
 
 
+def changed(path: Path) -> DigestMismatch:
+    """The error on a file that is no longer what was verified."""
+    return DigestMismatch(
+        f"{path} changed while it was being published",
+        hint="run the same command again: it verifies first",
+    )
+
+
+def bounded(blocks: Iterable[bytes], limit: int, what: str) -> bytes:
+    """Blocks as one; nothing is taken that comes after more than ``limit`` bytes.
+
+    Raises:
+        UsageError: they are more.
+    """
+    data = b""
+    for block in blocks:
+        data += block
+        if len(data) > limit:
+            raise UsageError(f"{what} is larger than {limit} bytes")
+    return data
+
+
 class Repository(ABC):
     """A place that releases are published to and pulled from.
 
     A method may fail with whatever its library raises; :mod:`.transfer` asks again and translates.
+
+    Attributes:
+        revisions: whether releases have revisions, as ``@branch``, and no tags.
     """
 
+    revisions: ClassVar[bool] = False
+
     def __init__(self, reference: Reference) -> None:
+        if reference.revision and not self.revisions:
+            raise UsageError(
+                f"{reference.scheme} has no revision {reference.revision}",
+                allowed=f"{reference.scheme}://…:tag, or @sha256: and all 64 digits",
+            )
         self.reference = reference
 
     @abstractmethod
@@ -176,6 +222,11 @@ class Deployment(ABC):
     default_options: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, reference: Reference) -> None:
+        if reference.tag or reference.pin or reference.revision:
+            raise UsageError(
+                f"{reference} names one release, and a server numbers its versions itself",
+                allowed=f"{reference.scheme}:///path",
+            )
         self.reference = reference
 
     @abstractmethod

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from ..artifacts._rename import sync_directory
 from ..artifacts.digest import open_regular
 from ..artifacts.storage import refusals
-from ..errors import DigestMismatch, UsageError
-from .base import BLOCK, Item, Reference
+from ..errors import DestinationUnreachable, UsageError
+from .base import BLOCK, Item, Reference, changed
 from .tree import TreeRepository
 
 if TYPE_CHECKING:
@@ -31,25 +31,32 @@ class LocalRepository(TreeRepository):
                 f"{reference} is not an absolute path", allowed="file:///path, with three slashes"
             )
         self.root = Path(reference.place)
+        there = next(p for p in (self.root, *self.root.parents) if os.path.lexists(p))
+        if not there.is_dir():
+            raise UsageError(
+                f"{there} is a file", allowed="a directory, or one that does not exist yet"
+            )
 
     def names(self, directory: str) -> list[str]:
         try:
-            return [entry.name for entry in os.scandir(self.root / directory)]
+            with _readable():
+                return [entry.name for entry in os.scandir(self.root / directory)]
         except FileNotFoundError:
             return []
 
     def size(self, path: str) -> int | None:
         try:
-            return (self.root / path).stat().st_size
+            with _readable():
+                return (self.root / path).stat().st_size
         except FileNotFoundError:
             return None
 
-    def load(self, path: str) -> bytes:
-        with os.fdopen(open_regular(self.root / path), "rb") as file:
-            return file.read()
+    def load(self, path: str, limit: int) -> bytes:
+        with _readable(), os.fdopen(open_regular(self.root / path), "rb") as file:
+            return file.read(limit)
 
     def blocks(self, path: str, start: int, size: int) -> Iterator[bytes]:
-        with os.fdopen(open_regular(self.root / path), "rb") as file:
+        with _readable(), os.fdopen(open_regular(self.root / path), "rb") as file:
             file.seek(start)
             while block := file.read(BLOCK):
                 yield block
@@ -80,15 +87,23 @@ class LocalRepository(TreeRepository):
                     file.flush()
                     os.fsync(file.fileno())
                 if item is not None and sha.hexdigest() != item.entry.sha256:
-                    raise DigestMismatch(
-                        f"{item.path} changed while it was being published",
-                        hint=f"modelport verify {item.path.parent}",
-                    )
+                    raise changed(item.path)
                 _link(temporary, target) if exclusive else temporary.replace(target)
                 sync_directory(target.parent)
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     temporary.unlink()
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise DestinationUnreachable(
+            f"cannot read {error.filename}: permission is denied",
+            hint="ask its owner, or run as a user who may read it",
+        ) from error
 
 
 def _link(source: Path, target: Path) -> None:

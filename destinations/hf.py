@@ -8,16 +8,16 @@ again. The token comes from ``HF_TOKEN`` or the hub client's own login.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import MANIFEST
 from ..artifacts import manifest as manifests
+from ..artifacts.manifest import MAX_BYTES
 from ..artifacts.release import RELEASE, loads
 from ..errors import DestinationUnreachable, TagMoved, UsageError
-from .base import BLOCK, Head, Item, Reference, Repository
+from .base import BLOCK, Head, Item, Reference, Repository, bounded, changed
 from .retry import told
 
 if TYPE_CHECKING:
@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 DEFAULT_REVISION = "main"
+_TIMEOUT = 60.0
+_PIECE = 1 << 16
 
 
 class HubRepository(Repository):
     """Files of a model repository at a commit."""
+
+    revisions = True
 
     def __init__(self, reference: Reference) -> None:
         super().__init__(reference)
@@ -56,9 +60,11 @@ class HubRepository(Repository):
             return None
         self._commit = str(info.sha)
         try:
-            record = self._download(RELEASE)
+            with self._translated():
+                record = bounded(self._blocks(RELEASE, 0), MAX_BYTES,
+                                 f"the release record at {self.reference}")
         except errors.EntryNotFoundError:
-            record = b""  # a repository that something else was committed to
+            record = b""  # a new repository, or one that something else was committed to
         return Head(record, self._commit, self._commit)
 
     def has(self, item: Item) -> bool:
@@ -66,11 +72,9 @@ class HubRepository(Repository):
         return item.name in self._present([item], self._commit)
 
     def send(self, item: Item) -> None:
-        from huggingface_hub import CommitOperationAdd
-
         self._create()
         self._items[item.name] = item
-        operation = CommitOperationAdd(path_in_repo=item.name, path_or_fileobj=str(item.path))
+        operation = _addition(item)
         # Large files go now, by digest; small ones travel with the commit itself.
         self._call(
             self._api.preupload_lfs_files, self.reference.place, additions=[operation],
@@ -79,15 +83,8 @@ class HubRepository(Repository):
         self._uploaded[item.name] = operation
 
     def read(self, name: str, entry: FileEntry, start: int) -> Iterator[bytes]:
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(self._call(
-                self._api.hf_hub_download, self.reference.place, name, revision=self._commit,
-                local_dir=scratch,
-            ))
-            with path.open("rb") as file:
-                file.seek(start)
-                while block := file.read(BLOCK):
-                    yield block
+        with self._translated():
+            yield from self._blocks(name, start)
 
     def point(self, tag: str, release: Release, record: bytes, expected: Head | None) -> Head:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, errors
@@ -96,11 +93,14 @@ class HubRepository(Repository):
         at = expected.version if expected else None
         there = self._present(list(self._items.values()), at) if at else set()
         operations: list[Any] = [
-            self._uploaded.get(name)
-            or CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(item.path))
+            self._uploaded.get(name) or _addition(item)
             for name, item in sorted(self._items.items())
             if name not in there
         ]
+        for operation in operations:  # the client has read the files itself
+            item = self._items[operation.path_in_repo]
+            if operation.upload_info.sha256.hex() != item.entry.sha256:
+                raise changed(item.path)
         manifest = manifests.loads(self._items[MANIFEST].path.read_bytes())
         text = card(manifest, release, self.reference.place).encode()
         operations += [
@@ -143,19 +143,20 @@ class HubRepository(Repository):
                 exist_ok=True,
             )
 
-    def _download(self, name: str) -> bytes:
-        with tempfile.TemporaryDirectory() as scratch:
-            path: str = self._call(
-                self._api.hf_hub_download, self.reference.place, name, revision=self._commit,
-                local_dir=scratch,
-            )
-            return Path(path).read_bytes()
+    def _blocks(self, name: str, start: int) -> Iterator[bytes]:
+        return _stream(self._api, self.reference.place, name, self._commit, start)
 
     def _call(self, method: Any, *arguments: Any, **options: Any) -> Any:
+        with self._translated():
+            return method(*arguments, **options)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Tell what the client raises where its environment is to blame."""
         from huggingface_hub import errors
 
         try:
-            return method(*arguments, **options)
+            yield
         except errors.OfflineModeIsEnabled as error:
             raise DestinationUnreachable(
                 "the hub client is offline", hint="unset HF_HUB_OFFLINE"
@@ -215,6 +216,38 @@ def _files(head: Head | None) -> set[str]:
         return set(loads(head.release).files)
     except UsageError:
         return set()
+
+
+def _addition(item: Item) -> Any:
+    """An item as a part of a commit; a small one by its bytes, which nothing can change then."""
+    from huggingface_hub import CommitOperationAdd
+
+    small = item.entry.size <= BLOCK
+    content: bytes | str = item.path.read_bytes() if small else str(item.path)
+    return CommitOperationAdd(path_in_repo=item.name, path_or_fileobj=content)
+
+
+def _stream(api: Any, repository: str, name: str, commit: str, start: int) -> Iterator[bytes]:
+    """A file's bytes from ``start`` as they arrive, so that the caller can stop at any.
+
+    The client's own download writes whatever comes, and begins anew after a cut connection.
+    """
+    from huggingface_hub import get_session, get_token, hf_hub_url, hf_raise_for_status
+
+    url = hf_hub_url(repository, name, revision=commit, endpoint=api.endpoint)
+    headers = {"Accept-Encoding": "identity"}
+    if token := api.token or get_token():
+        headers["Authorization"] = f"Bearer {token}"  # not passed on to where the hub redirects
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with get_session().stream(
+        "GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True
+    ) as answer:
+        hf_raise_for_status(answer)
+        skip = start if answer.status_code == 200 else 0  # a server without ranges
+        for block in answer.iter_bytes(_PIECE):
+            yield block[skip:]
+            skip = max(0, skip - len(block))
 
 
 def _api() -> Any:

@@ -23,6 +23,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin, urlsplit
 
@@ -38,7 +39,7 @@ from ..errors import (
     UsageError,
 )
 from . import retry
-from .base import BLOCK, Head, Item, Reference, Repository
+from .base import BLOCK, Head, Item, Reference, Repository, bounded, changed
 from .retry import Transient, redacted, told, transient
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Registry(Repository):
             ) from None
         if size > _MAX_MANIFEST:
             raise UsageError(f"the release record at {self.reference} has {size} bytes")
-        release = b"".join(self._blob(sha, 0, size))
+        release = bounded(self._blob(sha, 0, size), size, f"the release record at {self.reference}")
         if entry_of(release).sha256 != sha:
             raise DigestMismatch(
                 f"{self.reference} serves a damaged release record", allowed=f"sha256 {sha}",
@@ -132,7 +133,7 @@ class Registry(Repository):
 
     def send(self, item: Item) -> None:
         with os.fdopen(open_regular(item.path), "rb") as file:
-            self._upload(file, item.entry)
+            self._upload(file, item.entry, item.path)
 
     def read(self, name: str, entry: FileEntry, start: int) -> Iterator[bytes]:
         try:
@@ -186,10 +187,10 @@ class Registry(Repository):
 
     def _manifest(self, name: str) -> _Manifest | None:
         with self._ask("GET", f"manifests/{name}", (200, 404),
-                       headers={"Accept": MANIFEST_TYPE}) as answer:
+                       headers={"Accept": MANIFEST_TYPE}, stream=True) as answer:
             if answer.status_code == 404:
                 return None
-            data = _bounded(answer, _MAX_MANIFEST)
+            data = bounded(answer.iter_content(_PIECE), _MAX_MANIFEST, "the registry's manifest")
         digest = f"sha256:{entry_of(data).sha256}"
         claimed = answer.headers.get("Docker-Content-Digest", digest)
         if claimed != digest or (name.startswith("sha256:") and name != digest):
@@ -214,9 +215,9 @@ class Registry(Repository):
     def _upload_bytes(self, data: bytes) -> None:
         import io
 
-        self._upload(io.BytesIO(data), entry_of(data))
+        self._upload(io.BytesIO(data), entry_of(data), Path("bytes in memory"))
 
-    def _upload(self, file: Any, entry: FileEntry) -> None:
+    def _upload(self, file: Any, entry: FileEntry, path: Path) -> None:
         """Send in pieces; after a cut connection the registry says how far it came."""
         with self._ask("POST", "blobs/uploads/", (202,)) as answer:
             where = self._location(answer)
@@ -242,10 +243,7 @@ class Registry(Repository):
             sha.update(block[: arrived - done])
             done = arrived
         if sha.hexdigest() != entry.sha256:
-            raise DigestMismatch(
-                f"a file changed while it was being published (sha256 {sha.hexdigest()})",
-                allowed=entry.sha256, hint="modelport verify the artifact and publish again",
-            )
+            raise changed(path)
         joint = "&" if "?" in where else "?"
         with self._ask("PUT", f"{where}{joint}digest=sha256:{entry.sha256}", (201, 204)):
             pass
@@ -295,7 +293,8 @@ class Registry(Repository):
         status = answer.status_code
         if status in expected:
             return answer
-        text = redacted(answer.text[:200].strip().replace("\n", " "))
+        start = next(answer.iter_content(200), b"").decode("utf-8", "replace")
+        text = redacted(start.strip().replace("\n", " "))
         answer.close()
         if status in (413, 507):
             raise StorageError(f"the registry has no room: {status} {text}")
@@ -322,15 +321,6 @@ def _require_same_host(url: str, base: str) -> None:
             f"the registry sends uploads to {there.hostname} without encryption",
             allowed="https, or the registry itself",
         )
-
-
-def _bounded(answer: Any, limit: int) -> bytes:
-    data = b""
-    for block in answer.iter_content(1 << 16):
-        data += block
-        if len(data) > limit:
-            raise UsageError(f"the registry's manifest is larger than {limit} bytes")
-    return data
 
 
 def _config(release: Release) -> bytes:

@@ -103,7 +103,7 @@ def _swap(
 
 def _require(repository: Repository, current: Head | None, expected: str | None) -> None:
     """Refuse a tag that is not where it was expected."""
-    found = current.digest if current else "none"
+    found = current.digest if current and current.release else "none"
     if expected is not None and found != expected:
         raise TagMoved(
             f"{repository.reference} points at {found}",
@@ -113,7 +113,7 @@ def _require(repository: Repository, current: Head | None, expected: str | None)
 
 
 def resolve(repository: Repository, *, following: Reference | None = None) -> Head | None:
-    """What the repository's reference means now.
+    """What the repository's reference means now; None where there is no release.
 
     Args:
         following: for ``:previous``, the destination whose present release is meant.
@@ -124,9 +124,11 @@ def resolve(repository: Repository, *, following: Reference | None = None) -> He
     reference = repository.reference
     if reference.tag == PREVIOUS:
         tag = (following.tag if following else None) or DEFAULT_TAG
-        return patiently(f"reading {reference}", lambda: repository.previous(tag))
-    name = reference.pin or reference.tag or DEFAULT_TAG
-    return patiently(f"reading {reference}", lambda: repository.head(name))
+        head = patiently(f"reading {reference}", lambda: repository.previous(tag))
+    else:
+        name = reference.pin or reference.tag or DEFAULT_TAG
+        head = patiently(f"reading {reference}", lambda: repository.head(name))
+    return head if head and head.release else None
 
 
 def fetch(

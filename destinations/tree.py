@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..artifacts.release import Release
 
 _MAX_RECORD = 16 << 20
+_MAX_POINTER = 1 << 12
 _DIGITS = 8
 
 
@@ -40,8 +41,8 @@ class TreeRepository(Repository):
         """Size of a file in bytes; None where there is none."""
 
     @abstractmethod
-    def load(self, path: str) -> bytes:
-        """A whole small file."""
+    def load(self, path: str, limit: int) -> bytes:
+        """A small file, or as many bytes of it."""
 
     @abstractmethod
     def blocks(self, path: str, start: int, size: int) -> Iterator[bytes]:
@@ -104,7 +105,7 @@ class TreeRepository(Repository):
             self.create(path, data)
         except FileExistsError:
             raise TagMoved(f"the tag {tag} moved") from None
-        if self.load(path) != data:
+        if self.load(path, len(data)) != data:
             raise TagMoved(f"the tag {tag} moved")
         return Head(record, f"sha256:{entry.sha256}", str(last + 1))
 
@@ -120,7 +121,8 @@ class TreeRepository(Repository):
         # An entry that was cut short (possible only where creation is not atomic) never counted.
         for number in reversed(numbers):
             try:
-                pointer = json.loads(self.load(f"tags/{tag}/{number:0{_DIGITS}}"))
+                path = f"tags/{tag}/{number:0{_DIGITS}}"
+                pointer = json.loads(self.load(path, _MAX_POINTER))
                 digest, size = str(pointer["release"]), int(pointer["size"])
             except (ValueError, KeyError, TypeError):
                 continue
@@ -133,7 +135,7 @@ class TreeRepository(Repository):
         return None if size is None else Head(self._record(digest, size), pin, digest)
 
     def _record(self, digest: str, size: int) -> bytes:
-        data = self.load(_blob(digest)) if size <= _MAX_RECORD else b""
+        data = self.load(_blob(digest), size) if 0 <= size <= _MAX_RECORD else b""
         if entry_of(data).sha256 != digest:
             raise DigestMismatch(
                 f"the release record sha256:{digest} in {self.reference} is damaged",

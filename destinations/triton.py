@@ -11,7 +11,6 @@ profile: an instance runs one profile, and a batch size goes to the model whose 
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,8 +20,8 @@ from ..artifacts.copying import copy_file
 from ..artifacts.digest import digest
 from ..artifacts.manifest import REPORTS
 from ..artifacts.release import RELEASE
-from ..errors import BackendUnavailable, DigestMismatch, UsageError
-from .base import Deployment, Serving
+from ..errors import BackendUnavailable, UsageError
+from .base import Deployment, Serving, changed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -188,18 +187,18 @@ def _place(
 
     A new version is written completely before its number appears; an older configuration is
     replaced first only where it differs, which the server accepts for versions it already serves.
+    One publisher at a time: two would take the same number.
     """
     from ..artifacts._rename import sync_directory, sync_tree, write_durable
+    from ..artifacts.directory import beside
     from ..artifacts.storage import refusals
 
     with refusals(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        version = _next_version(target, record)
-        if version is None:
-            return target
-        partial = target.parent / f".{target.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
+        with beside(target) as partial:
+            version = _next_version(target, record)
+            if version is None:
+                return target
             _fill(partial / str(version), artifact, model, backend, record)
             (partial / CONFIG).write_text(config, encoding="utf-8")
             sync_tree(partial)
@@ -210,8 +209,6 @@ def _place(
             else:
                 partial.rename(target)
             sync_directory(target.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -232,7 +229,7 @@ def _fill(
         place.parent.mkdir(parents=True, exist_ok=True)
         copy_file(artifact.root / name, place)
         if digest(place) != entry:
-            raise DigestMismatch(f"{artifact.root / name} changed while it was being published")
+            raise changed(artifact.root / name)
     (directory / RELEASE).write_bytes(record)
 
 

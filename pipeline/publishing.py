@@ -12,6 +12,7 @@ from ..artifacts import provenance, release, signing
 from ..artifacts.digest import digest
 from ..errors import (
     GateRefused,
+    IncompleteError,
     ParityError,
     PickleRefused,
     RemoteCodeRefused,
@@ -118,6 +119,11 @@ def publish(
     gate = gate or Gate()
     reference = destinations.Reference.parse(destination)
     deployment = destinations.open_deployment(reference)
+    _refuse_unused(
+        reference,
+        {"--name": serve_as} if deployment is None else
+        {"--expect": expected, "--resend": resend, "--private-key or --keyless": signer},
+    )
     notify("verifying")
     artifact = artifacts.verify(root)
     allowed = permissions(artifact, gate)
@@ -132,12 +138,13 @@ def publish(
             places = deployment.place(artifact, serving, release.dumps(record))
             return Published(str(reference), "", record, places=places)
         items = [destinations.Item(name, entry, where[name]) for name, entry in files.items()]
+        repository = destinations.open_repository(reference)
         head, sent = destinations.publish(
-            destinations.open_repository(reference), items, record,
-            expected=expected, resend=resend, notify=notify,
+            repository, items, record, expected=expected, resend=resend, notify=notify
         )
-    tagged = replace(reference, tag=reference.tag or destinations.DEFAULT_TAG)
-    return Published(str(tagged), head.digest, record, sent)
+    if not repository.revisions:
+        reference = replace(reference, tag=reference.tag or destinations.DEFAULT_TAG)
+    return Published(str(reference), head.digest, record, sent)
 
 
 def pull(
@@ -229,6 +236,8 @@ def _doubt(artifact: Artifact) -> str:
     report = validate.from_json((artifact.root / artifacts.PARITY).read_bytes())
     if report.summary(manifest.identity) != manifest.parity:
         return "its parity report says something else than its manifest"
+    if report.narrowed:
+        return "its validation was cut short by --max-memory or --max-seconds"
     return ""
 
 
@@ -255,7 +264,12 @@ def _benchmark(root: Path, identity: str) -> RunReport:
     if not path.exists():
         raise GateRefused(f"{root} holds no benchmark", hint=f"modelport bench {root}")
     report = benchmark.load_report(path)
-    report.require_complete()
+    try:
+        report.require_complete()
+    except IncompleteError as error:  # its hint is that of bench: here nothing would be measured
+        raise GateRefused(
+            f"the benchmark in {root} is incomplete: {error.found}", hint=f"modelport bench {root}"
+        ) from error
     rows = [row for row in report.rows if row.cell.identity == identity]
     if not rows:
         raise GateRefused(
@@ -308,34 +322,64 @@ def _regression(
             "same_machine": found.same_machine}
 
 
+def _refuse_unused(reference: Reference, options: Mapping[str, Any]) -> None:
+    """What was given and would be passed over is refused: it was asked for, for safety perhaps."""
+    given = [option for option, value in options.items() if value not in (None, False)]
+    if given:
+        raise UsageError(
+            f"{reference.scheme} knows nothing of {given[0]}",
+            allowed="--name with triton; --expect, --resend and signatures with any other",
+        )
+
+
 def _beside(
     artifact: Artifact, allowed: tuple[str, ...], signer: Signer | None, scratch: Path
 ) -> tuple[dict[str, FileEntry], dict[str, Path]]:
     """Every file to be published, with where it lies: the artifact's, provenance, signature."""
     root = artifact.root
-    own = {**artifact.manifest.files, artifacts.MANIFEST: digest(root / artifacts.MANIFEST)}
+    assert artifact.entry is not None
+    # As it was verified: a report that is added meanwhile makes another manifest, which a release
+    # of the files that were verified must not name.
+    own = {**artifact.manifest.files, artifacts.MANIFEST: artifact.entry}
     where = {name: root / name for name in own}
-    has_signature = (root / release.SIGNATURE).exists()
-    if signer is not None or not has_signature:
-        text = provenance.statement(artifact.manifest, own, allowed=allowed)
-        place = root if signer is not None else scratch
-        signing.write_beside(place / release.PROVENANCE, text)
-        where[release.PROVENANCE] = place / release.PROVENANCE
-    elif (root / release.PROVENANCE).exists():
-        where[release.PROVENANCE] = root / release.PROVENANCE
+    statement = provenance.statement(artifact.manifest, own, allowed=allowed)
+    carried = signer is None and (root / release.SIGNATURE).exists()
     if signer is not None:
-        where[release.SIGNATURE] = signing.sign(root, signer.private_key)
-    elif has_signature:
-        where[release.SIGNATURE] = root / release.SIGNATURE
+        _sign(root, signer, own, statement)
+    elif not carried:
+        signing.write_beside(scratch / release.PROVENANCE, statement)
+        where[release.PROVENANCE] = scratch / release.PROVENANCE
+    if signer is not None or carried:
+        beside = (release.PROVENANCE, release.SIGNATURE)
+        where |= {name: root / name for name in beside if (root / name).exists()}
     files = {name: own.get(name) or digest(path) for name, path in where.items()}
-    if release.SIGNATURE in files:
+    if carried:
         _refuse_stale_signature(root, files)
     return files, where
 
 
+def _sign(root: Path, signer: Signer, own: Mapping[str, FileEntry], statement: bytes) -> None:
+    """Put provenance and signature beside an artifact; or leave what is there, if that fails."""
+    path = root / release.PROVENANCE
+    before = path.read_bytes() if path.exists() else None
+    signing.write_beside(path, statement)  # it is signed where it lies
+    try:
+        signature = signing.sign(root, signer.private_key)
+        signed = {**own, release.PROVENANCE: release.entry_of(statement)}
+        if not signing.covers(signature, signed):
+            raise destinations.changed(root)
+    except BaseException:
+        if before is None:
+            path.unlink()
+        else:
+            signing.write_beside(path, before)
+        raise
+    signing.write_beside(root / release.SIGNATURE, signature)
+
+
 def _refuse_stale_signature(root: Path, files: Mapping[str, FileEntry]) -> None:
     signed = {n: e for n, e in files.items() if n != release.SIGNATURE}
-    if not signing.covers(root, signed):
+    if not signing.covers((root / release.SIGNATURE).read_bytes(), signed):
         raise UsageError(
             f"the signature in {root} is not on the files that are there now",
             hint=f"sign again (--private-key), or remove {root / release.SIGNATURE}",

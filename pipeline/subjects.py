@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import artifacts, checkpoints, runtimes
-<<<<<<< HEAD
 from ..checkpoints import consent
 from ..errors import (
     BackendUnavailable,
@@ -20,11 +19,7 @@ from ..errors import (
     RemoteCodeRefused,
     UsageError,
 )
-from .opening import STILL, open_session
-=======
-from ..errors import BackendUnavailable, DigestMismatch, HubUnreachable, ModelportError, UsageError
 from .opening import STILL, open_session, require
->>>>>>> val
 from .request import ModelRequest
 
 if TYPE_CHECKING:

@@ -77,7 +77,8 @@ def validate_artifact(
         path: an artifact's directory, or a bare model file (then ``reference`` names a model).
         reference: None takes the source named in the manifest, whose weights must be the very
             ones the artifact was made from. Only then is the verdict recorded, and a pass only if
-            ``limits`` does not narrow the sizes.
+            ``limits`` does not choose the sizes. One whose limits of time or memory left out what
+            coverage rests on says so, and is not published.
         runtime, device: what runs the artifact.
 
     Raises:
@@ -166,6 +167,10 @@ def _judge(
         cache=known(facts.get("precision") or "float32") if limits.cache else None,
         on_progress=_steps(notify),
     )
+    if absent := _left_out_on_request(report, subject.spec, facts, checkpoint.root, limits):
+        note = (f"narrowed by the limits that were given: {absent} cases that coverage rests on "
+                "did not run, and a pass without them is not published")
+        report = replace(report, narrowed=True, notes=(*report.notes, note))
     reduced = sides.settings.gate == "precision"
     if limits.budget is None and not reduced:
         return report
@@ -298,13 +303,31 @@ def _every_profile(spec: ModelSpec, facts: Mapping[str, Any]) -> dict[str, tuple
             for name, dim in spec.dims.items()}
 
 
+def _left_out_on_request(
+    report: ParityReport, spec: ModelSpec, facts: Mapping[str, Any], root: Path, limits: Limits
+) -> int:
+    """How many cases that coverage rests on are missing because the caller set a tighter limit.
+
+    What the default limits leave out (the largest sizes of a large vocabulary, or the end of the
+    matrix on a slow machine) does not count: there is no proof of these artifacts without it. And
+    a tighter limit that costs only cases beyond coverage narrows nothing.
+    """
+    seconds, memory = limits.max_seconds, limits.max_memory
+    if ((seconds is None or seconds >= matrix.DEFAULT_SECONDS)
+            and (memory is None or memory >= matrix.MAX_MEMORY)):
+        return 0
+    usual = _plan(spec, facts, root, replace(limits, max_seconds=None, max_memory=None))
+    ran = {case.label for case in report.cases}
+    return sum(case.essential and case.label not in ran for case in usual.cases)
+
+
 def _plan(spec: ModelSpec, facts: Mapping[str, Any], root: Path, limits: Limits) -> Plan:
     plan = validate.plan(
         spec,
         max_seconds=limits.max_seconds,
         sizes={**_every_profile(spec, facts), **limits.sizes},
         traced={name: (size,) for name, size in facts.get("traced", {}).items()},
-        max_memory=limits.max_memory or validate.MAX_MEMORY,
+        max_memory=validate.MAX_MEMORY if limits.max_memory is None else limits.max_memory,
     )
     plan = plan + deriving.texts_of(spec, root, TEXTS)
     if limits.inputs is not None:

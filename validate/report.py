@@ -90,6 +90,8 @@ class ParityReport:
         effects, budget: Gate C, where it was measured.
         sides: runtime and device by ``candidate``, ``reference``, ``truth``.
         seconds: wall time of the validation.
+        narrowed: a limit that was asked for left out cases that coverage rests on. Such a pass
+            proves too little to be published.
     """
 
     verdict: Verdict
@@ -105,6 +107,7 @@ class ParityReport:
     seconds: float = 0.0
     effects: tuple[Effect, ...] = ()
     budget: EffectBudget | None = None
+    narrowed: bool = False
     schema: Literal[1] = 1
 
     @property
@@ -197,6 +200,7 @@ def joined(reports: Mapping[str, ParityReport]) -> ParityReport:
         effects=tuple(replace(effect, output=f"{name} {effect.output}")
                       for name, report in reports.items() for effect in report.effects),
         budget=next((report.budget for report in parts if report.budget), None),
+        narrowed=any(report.narrowed for report in parts),
     )
 
 

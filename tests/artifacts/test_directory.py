@@ -17,7 +17,7 @@ from modelport.errors import DestinationExists, StorageError, UsageError
 
 
 def _artifact(root: Path, text: str) -> None:
-    (root / "manifest.json").write_text("{}")
+    (root / "manifest.json").write_text('{"schema": 1, "format": "onnx", "files": {}}')
     (root / "sub").mkdir()
     (root / "sub" / "weights").write_text(text)
 
@@ -133,7 +133,18 @@ def _link(path: Path) -> None:
     path.symlink_to(path.parent / "real")
 
 
-@pytest.mark.parametrize("make", [_file, _other_data, _link])
+def _extension(path: Path) -> None:
+    """Of a browser: its manifest has the same name."""
+    path.mkdir()
+    (path / "manifest.json").write_text('{"manifest_version": 3, "name": "mine", "version": "1"}')
+
+
+def _torn(path: Path) -> None:
+    path.mkdir()
+    (path / "manifest.json").write_text('{"schema": 1, "format": "onnx", "files"')
+
+
+@pytest.mark.parametrize("make", [_file, _other_data, _link, _extension, _torn])
 def test_force_never_replaces_what_is_no_artifact(tmp_path: Path, make):
     make(tmp_path / "out")
     before = sorted(str(p) for p in tmp_path.rglob("*"))

@@ -153,7 +153,6 @@ def test_a_factory_is_exported_and_validated_in_another_process(
     assert artifact.manifest.source.remote_code
 
 
-<<<<<<< HEAD
 def test_a_manifest_allows_nothing(
     factory: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,7 +167,8 @@ def test_a_manifest_allows_nothing(
     assert execute(["validate", str(out), "--trust-remote-code"]) == 0
     assert ran.exists()
     assert not consent.given().trust_remote_code
-=======
+
+
 def test_an_artifact_of_a_factory_that_was_edited_since_is_found_out(
     factory: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -176,7 +176,6 @@ def test_an_artifact_of_a_factory_that_was_edited_since_is_found_out(
     modelport.export("onnx", request, tmp_path / "out")
     (tmp_path / "mine.py").write_text(FACTORY.replace(".tanh()", ".sigmoid()"))
     assert pipeline.validate_artifact(tmp_path / "out").verdict == "fail"
->>>>>>> val
 
 
 @pytest.mark.parametrize(("name", "said"), [

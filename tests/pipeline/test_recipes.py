@@ -178,7 +178,15 @@ def test_the_command_line_shows_the_plan(tmp_path, capsys):
     (stage,) = json.loads(capsys.readouterr().out)
     assert stage["state"] == "to do"
     assert stage["arguments"][:2] == ["export", "onnx"]
-    assert execute(["run", str(recipe), "--text", "x"]) == 2
+    for option in (["--text", "x"], ["--device", "cpu"], ["--audio", "x.wav"], ["--beams", "2"],
+                   ["--sample"], ["--seed", "0"], ["--max-new-tokens", "3"]):
+        assert execute(["run", str(recipe), "--dry-run", *option]) == 2
+        assert f"{option[0]} goes with an artifact" in capsys.readouterr().err
+    for option in (["--dry-run"], ["--jobs", "1"], ["--executor", "local"]):
+        assert execute(["run", str(FROZEN), "--text", "x", *option]) == 2
+        assert f"{option[0]} goes with a pipeline" in capsys.readouterr().err
+    assert execute(["run", str(FROZEN), "--text", "x", "--beams", "2"]) == 2
+    assert "--beams goes with an artifact that generates" in capsys.readouterr().err
     assert execute(["run", str(FROZEN)]) == 2, "an artifact needs a text"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -74,6 +75,17 @@ def test_every_report_is_written(made: Callable[..., Path], tmp_path: Path) -> N
     assert "parity pass" in files["markdown"].read_text()
 
 
+@pytest.mark.parametrize("kind", ["junit", "html", "markdown"])
+def test_a_report_without_a_directory_is_refused_before_any_work(
+    made: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, kind: str,
+) -> None:
+    monkeypatch.setattr(pipeline, "validate_artifact", lambda *_, **__: pytest.fail("it ran"))
+    where = ["--" + kind, str(tmp_path / "missing" / "x")]
+    assert execute(["validate", str(made("opset-11", opset=11)), *where]) == 2
+    assert "missing is no directory" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_narrowed_pass_is_not_recorded_and_a_full_one_is(made: Callable[..., Path]) -> None:
     out = made("recorded", opset=12)
     assert execute(["validate", str(out), *SMALL]) == 0
@@ -100,6 +112,32 @@ def test_what_cannot_be_run_here_is_no_verdict(
     assert execute(["validate", str(out), *SMALL, *options]) == code
     assert said in capsys.readouterr().err
     assert artifacts.read(out).manifest.parity is None
+
+
+@pytest.mark.parametrize("limit", [("--max-memory", "0.0005"), ("--max-seconds", "1")])
+def test_a_pass_cut_short_is_not_published(
+    made: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, limit: tuple[str, str],
+) -> None:
+    from modelport.validate.pace import Pace
+
+    asked: Counter[Pace] = Counter()
+
+    def refuse(self: Pace, size: int, *, essential: bool) -> str:
+        asked[self] += 1
+        return "no time is left" if asked[self] > 10 else ""
+
+    if limit[0] == "--max-seconds":
+        monkeypatch.setattr(Pace, "refuse", refuse)
+    out, url = made(f"cut-short{limit[0]}", opset=13), f"file://{tmp_path}/models"
+    assert execute(["validate", str(out), "--in-process", "--no-cache", *limit]) == 0
+    assert artifacts.read(out).manifest.proven
+    assert execute(["publish", str(out), url]) == 3
+    assert "cut short" in capsys.readouterr().err
+    monkeypatch.undo()
+    # Limits that cost nothing which coverage rests on narrow nothing.
+    assert execute(["validate", str(out), "--max-memory", "1.5", "--max-seconds", "500"]) == 0
+    assert execute(["publish", str(out), url]) == 0
 
 
 def test_the_reference_is_run_once_for_many_artifacts(

@@ -146,7 +146,7 @@ def test_a_name_is_given_to_one_publisher_only(url: str) -> None:
         pytest.skip("the emulator lacks ifGenerationMatch; see the test of what is asked for")
     with pytest.raises(FileExistsError):
         repository.create("tags/latest/00000001", b"second")
-    assert repository.load("tags/latest/00000001") == b"first"
+    assert repository.load("tags/latest/00000001", 99) == b"first"
 
 
 def test_a_bucket_of_gcs_is_asked_for_exclusive_creation(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 from modelport import artifacts
 from modelport.artifacts import release
 from modelport.cli import execute
+from modelport.destinations import Reference
 from modelport.errors import (
     GateRefused,
+    IncompleteError,
     ParityError,
     PickleRefused,
     RemoteCodeRefused,
@@ -121,12 +126,53 @@ def test_a_benchmark_is_required_of_exactly_these_files(proven, url, monkeypatch
         publish(proven, url, Gate(max_regression=0.05))
 
 
-@pytest.mark.parametrize(
-    "text", ["http:/x", "models", "s3://", "oci://u:p4ssw0rd@host/x", "file:///a:b c"]
-)
+def test_an_incomplete_benchmark_is_no_evidence(proven, url, monkeypatch, capsys):
+    from types import SimpleNamespace
+
+    from modelport.runtimes import benchmark
+
+    def require_complete() -> None:
+        raise IncompleteError("1 of 2 cells failed", hint="run the same command again")
+
+    artifacts.with_report(artifacts.read(proven), artifacts.BENCHMARK, "{}")
+    report = SimpleNamespace(require_complete=require_complete)
+    monkeypatch.setattr(benchmark, "load_report", lambda _: report)
+    assert execute(["publish", str(proven), url, "--require", "benchmark"]) == 3
+    told = capsys.readouterr().err
+    assert "incomplete: 1 of 2 cells failed" in told
+    assert f"try: modelport bench {proven}" in told
+
+
+@pytest.mark.parametrize("text", [
+    "http:/x", "models", "s3://", "file:///a:b c", "oci://u:p4ssw0rd@host/x", "S3://k:p4ssw0rd@b/x",
+    "filecache::s3://k:p4ssw0rd@b/x", "k:p4ssw0rd@b/x", "s3://k:p4ss/w0rd@b/x", "triton:///a:tag",
+])
 def test_a_destination_that_is_none(proven, text, capsys):
     assert execute(["publish", str(proven), text]) == 2
-    assert "p4ssw0rd" not in capsys.readouterr().err
+    assert not re.search("p4ss|w0rd", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("after", [
+    "sha256:abcd1234", "sha256:" + "AB" * 32, "sha512:" + "ab" * 64, "sha256:", "", "v2", "ab" * 32,
+])
+@pytest.mark.parametrize("scheme", ["file", "s3", "memory"])
+def test_a_digest_that_is_mistyped_is_not_the_latest(proven, url, tmp_path, scheme, after):
+    """Where it was passed over, it meant whatever the tag pointed at."""
+    if scheme == "file":
+        publish(proven, url)
+    pinned = f"{url if scheme == 'file' else scheme + '://bucket/models'}@{after}"
+    with pytest.raises(UsageError, match=r"digest|revision"):
+        pull(pinned, tmp_path / "pulled")
+    with pytest.raises(UsageError, match=r"digest|revision"):
+        publish(with_source(proven, revision="2"), pinned)
+    assert len(list((tmp_path / "repository" / "tags" / "latest").glob("*"))) == (scheme == "file")
+    assert not (tmp_path / "pulled").exists()
+
+
+def test_a_tag_and_a_digest_are_one_too_many():
+    with pytest.raises(UsageError, match="a tag, v1, and a digest"):
+        Reference.parse("oci://host:5000/name:v1@sha256:" + "ab" * 32)
+    assert Reference.parse("sftp://me@host:22/home/me@team/x").place == "me@host:22/home/me@team/x"
 
 
 def test_the_command_line(proven, tmp_path, url, capsys):
@@ -142,6 +188,47 @@ def test_the_command_line(proven, tmp_path, url, capsys):
     assert execute(["publish", str(proven), url, "--allow-random-weights"]) == 0
     assert "random-weights" in capsys.readouterr().err
     assert execute(["publish", str(proven), url, "--max-regression", "x"]) == 2
+
+
+def test_options_that_a_destination_knows_nothing_of(proven, url, tmp_path, capsys):
+    (tmp_path / "key.pem").write_text("a key")
+    for option in (["--expect", "none"], ["--resend"], ["--keyless"],
+                   ["--private-key", str(tmp_path / "key.pem")]):
+        assert execute(["publish", str(proven), f"triton://{tmp_path}/models", *option]) == 2
+        told = capsys.readouterr().err
+        assert "triton knows nothing of" in told
+        assert option[0] in told
+    assert execute(["publish", str(proven), url, "--name", "tiny"]) == 2
+    assert "file knows nothing of --name" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+    assert not (tmp_path / "repository").exists()
+    assert not (proven / release.PROVENANCE).exists()
+
+
+def test_a_file_is_no_repository(proven, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/below/it"):
+        for option in ([], ["--resend"]):
+            assert execute(["publish", str(proven), f"file://{tmp_path}/{place}", *option]) == 2
+            assert f"{tmp_path}/file is a file" in capsys.readouterr().err
+        assert execute(["pull", f"file://{tmp_path}/{place}", str(tmp_path / "out")]) == 2
+
+
+@pytest.mark.parametrize("call", ["scandir", "lstat"])
+def test_a_repository_that_may_not_be_read(proven, url, tmp_path, monkeypatch, capsys, call):
+    """As for anyone but root, who runs these tests in many a container."""
+    publish(proven, url)
+    where = {"scandir": (os, "tags"), "lstat": (Path, "blobs")}[call]
+    real = getattr(where[0], call)
+
+    def refused(path, *rest, **options):
+        if f"repository/{where[1]}" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(where[0], call, refused)
+    assert execute(["pull", url, str(tmp_path / "out")]) == 6
+    assert "permission is denied" in capsys.readouterr().err
 
 
 def test_tokens_are_in_no_message(monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from pathlib import Path
 from types import SimpleNamespace
 
 import httpx2 as httpx
@@ -43,6 +42,8 @@ class FakeHub:
     def create_repo(self, repo_id, *, exist_ok):
         if self.refused:
             raise http_error(errors.HfHubHTTPError, 403)
+        if not self.branches:  # the hub's own first commit
+            self._commit("main", {".gitattributes": b"*.bin filter=lfs diff=lfs merge=lfs\n"})
 
     def create_branch(self, repo_id, *, branch, exist_ok):
         pass
@@ -50,13 +51,11 @@ class FakeHub:
     def repo_info(self, repo_id, *, revision):
         return SimpleNamespace(sha=self._at(revision))
 
-    def hf_hub_download(self, repo_id, filename, *, revision, local_dir):
+    def _stream(self, repo_id, filename, revision, start):
         files = self.commits[self._at(revision)]
         if filename not in files:
-            raise http_error(errors.EntryNotFoundError, 404)
-        path = Path(local_dir, filename)
-        path.write_bytes(files[filename])
-        return str(path)
+            raise http_error(errors.RemoteEntryNotFoundError, 404)
+        yield files[filename][start:]
 
     def get_paths_info(self, repo_id, paths, *, revision):
         files = self.commits[self._at(revision)]
@@ -102,6 +101,7 @@ class FakeHub:
 def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     fake = FakeHub()
     monkeypatch.setattr(hf, "_api", lambda: fake)
+    monkeypatch.setattr(hf, "_stream", lambda _, *of: fake._stream(*of))
     return fake
 
 
@@ -122,6 +122,37 @@ def test_publish_and_pull(hub, proven, tmp_path):
     assert readme.startswith("---\n")
     assert "parity with its source: pass" in readme
     assert not (tmp_path / "pulled" / "README.md").exists()
+
+
+def test_a_new_repository_holds_no_release(hub, proven, variant, tmp_path):
+    """The hub itself commits something to it first."""
+    done = publish(proven, "hf://team/tiny", expected="none")
+    assert ".gitattributes" in hub.commits[done.digest]
+    assert done.reference == "hf://team/tiny", "the hub has no tags"
+    assert pull(done.reference, tmp_path / "pulled").digest == done.digest
+    with pytest.raises(TagMoved):
+        publish(variant("b"), "hf://team/tiny", ANY, expected="none")
+    hub._commit("empty", {"README.md": b"soon"})
+    with pytest.raises(UsageError, match="nothing is published"):
+        pull("hf://team/tiny@empty", tmp_path / "none")
+
+
+def test_what_changes_while_it_is_published(hub, proven, monkeypatch):
+    real = hf.HubRepository.send
+
+    def send(self, item):
+        if item.name == "model.onnx":
+            item.path.write_bytes(b"x" * item.entry.size)
+        real(self, item)
+
+    monkeypatch.setattr(hf.HubRepository, "send", send)
+    for small in (hf.BLOCK, 0):  # both by its bytes and by its path
+        monkeypatch.setattr(hf, "BLOCK", small)
+        before = (proven / "model.onnx").read_bytes()
+        with pytest.raises(DigestMismatch, match=r"model\.onnx changed"):
+            publish(proven, "hf://team/tiny")
+        (proven / "model.onnx").write_bytes(before)
+    assert len(hub.commits) == 1
 
 
 def test_large_files_go_first_and_once(hub, proven, variant, tmp_path):

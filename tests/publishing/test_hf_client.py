@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import faulty_proxy
 import hub_server
 import pytest
 from huggingface_hub import HfApi, constants
@@ -31,7 +32,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub_server.
 def test_published_and_pulled(hub, proven, variant, tmp_path):
     with pytest.raises(UsageError, match="nothing is published"):
         pull(URL, tmp_path / "pulled")
-    first = publish(proven, URL, expected="none")
+    first = publish(proven, URL, expected="none")  # on top of the hub's own first commit
     assert first.digest == hub.branches["main"]
     assert len(hub.uploads) == 2, "model.onnx and parity.json; the others travel in the commit"
     assert pull(URL, tmp_path / "pulled").digest == first.digest
@@ -78,3 +79,31 @@ def test_a_file_changed_on_the_server_is_refused(hub, proven, tmp_path):
     with pytest.raises(DigestMismatch, match=r"model\.onnx"):
         pull(URL, tmp_path / "pulled")
     assert not (tmp_path / "pulled").exists()
+
+
+@pytest.mark.parametrize("name", ["publication.json", "model.onnx"])
+def test_a_server_without_end(hub, proven, tmp_path, name):
+    publish(proven, URL)
+    hub.endless = name
+    with pytest.raises(UsageError if name == "publication.json" else DigestMismatch):
+        pull(URL, tmp_path / "pulled")
+    assert sum(hub.flooded) < faulty_proxy.FLOOD / 2
+
+
+def test_a_connection_cut_while_fetching_goes_on_where_it_was_cut(
+    hub, proven, tmp_path, monkeypatch
+):
+    publish(proven, URL)
+    real, cut = hf._stream, []
+
+    def stream(api, repository, name, commit, start):
+        for block in real(api, repository, name, commit, start):
+            if name == "model.onnx" and not cut:
+                cut.append(block[:1000])
+                yield cut[0]
+                raise ConnectionResetError
+            yield block
+
+    monkeypatch.setattr(hf, "_stream", stream)
+    pull(URL, tmp_path / "pulled")
+    assert cut

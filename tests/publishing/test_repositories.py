@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 
+import faulty_proxy
 import pytest
 from faulty_proxy import Fault
 from modelport import artifacts
@@ -18,6 +20,7 @@ from modelport.errors import (
     TagMoved,
     UsageError,
 )
+from modelport.pipeline import publishing
 from modelport.pipeline.publishing import Gate, publish, pull
 
 ANY = Gate(allow_unproven=True)
@@ -195,6 +198,56 @@ def test_a_registry_without_room(tags, proven, variant, tmp_path):
     assert caught.value.exit_code == 6
     assert full.struck == 1, "asking again does not make room"
     assert pull(tags.url, tmp_path / "pulled").digest == first.digest
+
+
+@pytest.mark.parametrize("what", ["tag", "record", "model.onnx"])
+def test_a_registry_without_end(tags, proven, tmp_path, what):
+    """Nothing is read past what was announced, or what such a thing may have."""
+    publish(proven, tags.url)
+    first = pull(tags.url, tmp_path / "first")
+    path = {
+        "tag": "manifests/latest",
+        "record": release.entry_of(release.dumps(first.release)).sha256,
+        "model.onnx": first.release.files["model.onnx"].sha256,
+    }[what]
+    tags.proxy.faults = [Fault("endless", "GET", path, times=-1, least=0)]
+    with pytest.raises((UsageError, DigestMismatch)):
+        pull(tags.url, tmp_path / "pulled")
+    assert sum(tags.proxy.flooded) < faulty_proxy.FLOOD / 2
+
+
+def test_files_that_were_blown_up(proven, tmp_path):
+    """Far larger than memory; as much is read as was announced."""
+    url = f"file://{tmp_path}/repository"
+    done = publish(proven, url)
+    repository = tmp_path / "repository"
+    os.truncate(repository / "blobs" / "sha256" / done.digest.removeprefix("sha256:"), 1 << 42)
+    assert pull(url, tmp_path / "pulled").digest == done.digest
+    with pytest.raises(DigestMismatch):
+        pull(f"{url}@{done.digest}", tmp_path / "pinned")
+    os.truncate(repository / "tags" / "latest" / "00000001", 1 << 42)
+    with pytest.raises(UsageError, match="nothing is published"):
+        pull(url, tmp_path / "again")
+
+
+def test_a_report_that_is_added_meanwhile(place, proven, tmp_path, monkeypatch):
+    """What was verified is published, or nothing: not the new manifest with the old files."""
+    real = publishing.permissions
+
+    def overtaken(artifact, gate):
+        artifacts.with_report(artifacts.read(proven), artifacts.BENCHMARK, "{}")
+        return real(artifact, gate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "permissions", overtaken)
+        with pytest.raises(DigestMismatch, match=r"manifest\.json changed") as caught:
+            publish(proven, place.url)
+    assert "run the same command again" in caught.value.hint
+    with pytest.raises(UsageError, match="nothing is published"):
+        pull(place.url, tmp_path / "pulled")
+    done = publish(proven, place.url)
+    assert artifacts.BENCHMARK in pull(place.url, tmp_path / "pulled").release.files
+    assert artifacts.BENCHMARK in done.release.files
 
 
 @pytest.fixture

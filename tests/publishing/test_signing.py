@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from modelport import artifacts
-from modelport.artifacts import release, store
+from modelport.artifacts import release, signing, store
 from modelport.cli import execute
-from modelport.errors import PathEscape, SignatureRefused, UsageError
+from modelport.errors import DigestMismatch, PathEscape, SignatureRefused, UsageError
 from modelport.pipeline import publishing
 from modelport.pipeline.publishing import Signer, publish, pull
 
@@ -132,6 +132,53 @@ def test_a_relative_path_that_is_signed_again(proven, tmp_path, keys, monkeypatc
         assert execute(["verify", turn, "--public-key", str(keys / "ours.pub")]) == 0
 
 
+LEFT = ("rejected.txt", ".parity.json.pending", ".provenance.json.tmp-7", ".signature.json.tmp-7",
+        ".manifest.json.tmp-7", "..benchmark.json.pending.tmp-7")
+
+
+def test_what_modelport_leaves_is_neither_signed_nor_in_the_way(proven, tmp_path, keys):
+    """What says why it was rejected, and what a kill leaves of a write."""
+    key = keys / "ours.pem"
+    for name in LEFT:
+        (proven / name).write_text("left")
+    url = f"file://{tmp_path}/repository"
+    command = ["publish", str(proven), url, "--allow-unproven", "--private-key", str(key)]
+    assert execute(command) == 0
+    public = ["--public-key", str(keys / "ours.pub")]
+    assert execute(["verify", str(proven), *public]) == 0
+    for name in LEFT:
+        (proven / name).unlink()
+    assert execute(["verify", str(proven), *public]) == 0
+    (proven / LEFT[0]).write_text("left later")
+    assert execute(["verify", str(proven), *public]) == 0
+    assert execute(["pull", url, str(tmp_path / "pulled"), *public]) == 0
+    assert not {p.name for p in (tmp_path / "pulled").iterdir()} & set(LEFT)
+
+
+@pytest.mark.parametrize("problem", ["no key", "interrupted", "a file comes meanwhile"])
+def test_signing_that_fails_leaves_what_was_there(
+    signed, tmp_path, keys, monkeypatch, problem
+):
+    key, real = keys / "ours.pem", signing.sign
+    if problem == "no key":
+        key = keys / "ours.pub"
+
+    def sign(root, private_key):
+        if problem == "interrupted":
+            raise KeyboardInterrupt
+        if problem.startswith("a file"):
+            (root / "late.bin").write_text("x")
+        return real(root, private_key)
+
+    monkeypatch.setattr(signing, "sign", sign)
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://host")  # so that the provenance is another
+    monkeypatch.setenv("GITHUB_WORKFLOW_REF", "team/app/x.yml@v1")
+    with pytest.raises((UsageError, KeyboardInterrupt, DigestMismatch)):
+        publish(signed, f"file://{tmp_path}/second", signer=Signer(key))
+    (signed / "late.bin").unlink(missing_ok=True)
+    publishing.verify(signed, signer=keys / "ours.pub")
+
+
 def test_what_is_no_key(proven, tmp_path, keys):
     url = f"file://{tmp_path}/repository"
     with pytest.raises(UsageError, match="private key"):
@@ -142,7 +189,6 @@ def test_what_is_no_key(proven, tmp_path, keys):
 
 
 def test_keyless_says_what_it_needs(proven, monkeypatch):
-    from modelport.artifacts import signing
     from modelport.errors import DestinationUnreachable
 
     class Config:
@@ -165,7 +211,6 @@ def test_keyless_says_what_it_needs(proven, monkeypatch):
 
 def test_without_the_service_keyless_says_so(signed, monkeypatch):
     """The real library, whose fetching of the service's keys fails as without a network."""
-    from modelport.artifacts import signing
     from modelport.errors import DestinationUnreachable
     from sigstore._internal import tuf
 
@@ -186,7 +231,6 @@ def test_keyless_is_asked_for_on_the_command_line(proven, tmp_path, monkeypatch,
 
     from model_signing import signing as theirs_s
     from model_signing import verifying as theirs_v
-    from modelport.artifacts import signing
 
     asked: list[object] = []
     monkeypatch.setattr(theirs_s.Config, "sign", lambda self, root, to: to.write_text("{}"))

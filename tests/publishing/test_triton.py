@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from modelport import artifacts, profiles
 from modelport.cli import execute
-from modelport.errors import UsageError
+from modelport.destinations import triton
+from modelport.errors import DestinationExists, UsageError
 from modelport.pipeline import publishing
 from modelport.pipeline.publishing import Gate, publish
 from modelport.spec import Dim
@@ -77,6 +78,29 @@ def test_versions(proven, variant, tmp_path):
     assert sorted(p.name for p in model.iterdir()) == ["1", "config.pbtxt"], "the same once"
     publish(variant("b"), url, ANY, serve_as="tiny")
     assert sorted(p.name for p in model.iterdir()) == ["1", "2", "config.pbtxt"]
+    assert [p.name for p in (tmp_path / "models").iterdir()] == ["tiny"]
+
+
+def test_two_publishers_to_one_name(proven, variant, tmp_path, monkeypatch):
+    """The second comes while the first has written half of a version."""
+    url, other, real = f"triton://{tmp_path}/models", variant("b"), triton.copy_file
+    refused = []
+
+    def overtaken(source: Path, place: Path) -> object:
+        monkeypatch.setattr(triton, "copy_file", real)
+        with pytest.raises(DestinationExists, match="another process") as caught:
+            publish(other, url, ANY, serve_as="tiny")
+        refused.append(caught.value)
+        return real(source, place)
+
+    dead = tmp_path / "models" / ".tiny.partial-1-0123abcd"
+    dead.mkdir(parents=True)
+    monkeypatch.setattr(triton, "copy_file", overtaken)
+    (model,) = publish(proven, url, serve_as="tiny").places
+    assert refused
+    assert {p.name for p in (model / "1").iterdir()} >= {"model.onnx", "model.safetensors"}
+    publish(other, url, ANY, serve_as="tiny")
+    assert (model / "2" / "notes.txt").exists()
     assert [p.name for p in (tmp_path / "models").iterdir()] == ["tiny"]
 
 

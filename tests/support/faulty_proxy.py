@@ -7,12 +7,21 @@ import http.client
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+FLOOD = 256 << 20
 HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "content-length"}
+
+
+def flood(file: BinaryIO, told: list[int]) -> None:
+    """Write :data:`FLOOD` bytes, or as many as somebody takes; those are told."""
+    with contextlib.suppress(OSError):
+        for _ in range(FLOOD >> 20):
+            file.write(bytes(1 << 20))
+            told.append(1 << 20)
 
 
 @dataclass
@@ -21,13 +30,14 @@ class Fault:
 
     Attributes:
         kind: ``cut-request`` passes half of the body on and hangs up; ``cut-response`` does so
-            with the answer; ``status`` answers ``code`` itself; ``corrupt`` flips a bit of it.
+            with the answer; ``status`` answers ``code`` itself; ``corrupt`` flips a bit of it;
+            ``endless`` sends :data:`FLOOD` bytes after it.
         method, path: a request matches when its method is this and its path contains that.
         least: bytes of the body below which the fault does not strike.
         times: how often it strikes; -1 for ever.
     """
 
-    kind: Literal["cut-request", "cut-response", "status", "corrupt"]
+    kind: Literal["cut-request", "cut-response", "status", "corrupt", "endless"]
     method: str
     path: str
     times: int = 1
@@ -40,6 +50,7 @@ class Proxy(ThreadingHTTPServer):
     """Attributes:
         faults: what to do; may be changed at any time.
         log: (method, path, request body size, Range header) of every request.
+        flooded: bytes that somebody took of what is endless.
     """
 
     daemon_threads = True
@@ -49,6 +60,7 @@ class Proxy(ThreadingHTTPServer):
         self.upstream = upstream
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str, int, str]] = []
+        self.flooded: list[int] = []
         self.lock = threading.Lock()
 
     @property
@@ -103,11 +115,13 @@ class _Handler(BaseHTTPRequestHandler):
             connection.send(body)
             answer = connection.getresponse()
             data = answer.read()
-            found = proxy.strike(self.command, self.path, len(data), {"cut-response", "corrupt"})
+            found = proxy.strike(self.command, self.path, len(data),
+                                 {"cut-response", "corrupt", "endless"})
             if found and found.kind == "corrupt":
                 data = data[:-1] + bytes([data[-1] ^ 1])
             headers = {k: v for k, v in answer.getheaders() if k.lower() not in HOP_BY_HOP}
             length = int(answer.getheader("Content-Length") or len(data))
+            length += FLOOD if found and found.kind == "endless" else 0
             self._send(answer.status, headers, data, found, length)
         finally:
             connection.close()
@@ -124,6 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif self.command != "HEAD":
             self.wfile.write(data)
+        if fault and fault.kind == "endless":
+            flood(self.wfile, self.server.flooded)
 
     do_GET = _pass  # noqa: N815 - the names that the base class looks for
     do_HEAD = _pass  # noqa: N815

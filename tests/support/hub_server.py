@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
+import faulty_proxy
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -30,6 +32,7 @@ class Hub:
         uploads: sha256 of every large file that was sent.
         log: method and path of each request, with whether it carried the token.
         fail: answer that many requests that change something with 500 first.
+        endless: name of a file that has no end; flooded: bytes that somebody took of it.
     """
 
     url: str = ""
@@ -40,6 +43,8 @@ class Hub:
     uploads: list[str] = field(default_factory=list)
     log: list[tuple[str, str, bool]] = field(default_factory=list)
     fail: int = 0
+    endless: str = ""
+    flooded: list[int] = field(default_factory=list)
 
     def at(self, revision: str) -> str | None:
         commit = self.branches.get(revision, revision)
@@ -77,6 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if path == "/api/repos/create":
             known, hub.created = hub.created, True
+            if not known:  # the hub's own first commit
+                hub.commit("main", {".gitattributes": b"*.bin filter=lfs diff=lfs merge=lfs\n"})
             return self._send(409 if known else 200, {"url": f"{hub.url}/team/tiny"})
         if path == "/api/validate-yaml":  # of the model card
             return self._send(200, {"errors": [], "warnings": []})
@@ -170,14 +177,23 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             return self._send(404, {}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         etag = hashlib.sha256(data).hexdigest()
-        return self._send(200, data, {"X-Repo-Commit": commit, "ETag": f'"{etag}"'})
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"'}
+        start = self.headers.get("Range", "").removeprefix("bytes=").rstrip("-")
+        if start:
+            return self._send(206, data[int(start):], headers)
+        more = faulty_proxy.FLOOD if name == self.server.hub.endless else 0
+        self._send(200, data, headers, more=more)
+        if more:
+            faulty_proxy.flood(self.wfile, self.server.hub.flooded)
+        return None
 
-    def _send(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
+    def _send(self, status: int, body: object, headers: dict[str, str] | None = None, *,
+              more: int = 0) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response_only(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) + more))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
