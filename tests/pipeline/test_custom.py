@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from modelport import pipeline
 from modelport.errors import CheckpointError, ParityError, RemoteCodeRefused, UsageError
 from modelport.exporters.onnx import OnnxOptions
+from modelport.exporters.torchscript import TorchScriptOptions
 from modelport.spec import Dim
 
 FACTORY = """
@@ -54,6 +56,35 @@ class Frozen(torch.nn.Module):
         return total
 
 
+class Branching(torch.nn.Module):
+    """Takes one of two paths by what is in its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def chosen(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return self.up(x)
+        return self.down(x)
+
+
+class Alone(Branching):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as torch's own are called
+        return self.chosen(input)
+
+
+class Pair(Branching):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.chosen(x), self.chosen(y) + x
+
+
+class Named(Branching):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"last": self.chosen(x), "first": x * 2}
+
+
 def linear() -> torch.nn.Module:
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6, 3))
@@ -81,6 +112,18 @@ def test_its_ranges_are_those_given(tmp_path: Path) -> None:
         dims={"input": {0: "batch", 1: "length"}}, ranges={"length": Dim(2, 5, 9)})
     assert artifact.spec.dims["length"] == Dim(2, 5, 9)
     assert artifact.manifest.proven
+
+
+@pytest.mark.parametrize("module", [Alone(), Pair(), Named()], ids=lambda m: type(m).__name__)
+def test_a_script_keeps_branches_by_data(module: torch.nn.Module, tmp_path: Path) -> None:
+    """A trace of the same module has one path, and fails."""
+    examples = [torch.randn(2, 4)] * len(inspect.signature(module.forward).parameters)
+    artifact = modelport.export(module, examples, tmp_path / "out",
+                                TorchScriptOptions(mode="script"), format="torchscript")
+    facts = artifact.manifest.facts
+    assert artifact.manifest.proven
+    assert facts["route"] == "script"
+    assert facts["branches"] == len(examples)
 
 
 def test_what_is_right_for_the_example_alone_is_rejected(tmp_path: Path) -> None:
