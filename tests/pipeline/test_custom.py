@@ -56,6 +56,18 @@ class Frozen(torch.nn.Module):
         return total
 
 
+class Small(torch.nn.Module):
+    """What a mask keeps of a table's rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(7, 4)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.table(ids) * mask[..., None]
+
+
 class Branching(torch.nn.Module):
     """Takes one of two paths by what is in its input."""
 
@@ -112,6 +124,17 @@ def test_its_ranges_are_those_given(tmp_path: Path) -> None:
         dims={"input": {0: "batch", 1: "length"}}, ranges={"length": Dim(2, 5, 9)})
     assert artifact.spec.dims["length"] == Dim(2, 5, 9)
     assert artifact.manifest.proven
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_integers_of_32_bits_are_drawn_like_those_of_64(dtype: torch.dtype, tmp_path: Path) -> None:
+    axes = {0: "batch", 1: "length"}
+    artifact = modelport.export(
+        Small(), {"ids": torch.tensor([[6, 0, 3]], dtype=dtype),
+                  "mask": torch.tensor([[1, 1, 0]], dtype=dtype)},
+        tmp_path / "out", dims={"ids": axes, "mask": axes})
+    assert artifact.manifest.proven
+    assert {t.dtype for t in artifact.spec.inputs} == {str(dtype).removeprefix("torch.")}
 
 
 @pytest.mark.parametrize("module", [Alone(), Pair(), Named()], ids=lambda m: type(m).__name__)
