@@ -40,7 +40,8 @@ def example(spec: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
     size = sizes({k: v for k, v in spec.free.items() if k in inputs})
     shapes = {t.name: spec.shape(t, size) for t in spec.inputs}
     masks = {t.shape: _mask(shapes[t.name]) for t in spec.inputs if t.role == "mask"}
-    return {t.name: _draw(t, shapes[t.name], masks, rng) for t in spec.inputs}
+    return {t.name: _draw(t, shapes[t.name], masks, rng).astype(_numpy(t.dtype))
+            for t in spec.inputs}
 
 
 def _mask(shape: tuple[int, ...]) -> np.ndarray:
@@ -58,7 +59,6 @@ def _draw(
     masks: Mapping[tuple[int | str, ...], np.ndarray],
     rng: np.random.Generator,
 ) -> np.ndarray:
-    import ml_dtypes
     import numpy as np
 
     mask = masks.get(tensor.shape)
@@ -68,14 +68,18 @@ def _draw(
         return _ids(tensor, shape, mask, rng)
     if tensor.role == "boxes":
         corners = np.sort(rng.integers(0, tensor.high or 1, (*shape[:-1], 2, 2)), axis=-2)
-        return corners.reshape(shape).astype(np.int64)
-    if tensor.dtype == "int64":
+        return corners.reshape(shape)
+    if tensor.dtype.startswith("int"):
         return np.asarray(rng.integers(0, tensor.high or 2, shape))
-    kind = ml_dtypes.bfloat16 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype)
     values = rng.standard_normal(shape, dtype=np.float32)
-    if mask is not None:
-        values = values * mask
-    return values.astype(kind)
+    return values if mask is None else values * mask
+
+
+def _numpy(dtype: str) -> np.dtype[np.generic]:
+    import ml_dtypes
+    import numpy as np
+
+    return np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
 
 
 def _ids(

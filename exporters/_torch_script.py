@@ -1,4 +1,4 @@
-"""From an exported program to TorchScript.
+"""From a module, or from an exported program, to TorchScript.
 
 ``torch.jit.script`` cannot read the Python of transformers 5, but it reads the plain code that an
 exported graph prints, once everything only Python needs is taken out of that graph.
@@ -6,6 +6,7 @@ exported graph prints, once everything only Python needs is taken out of that gr
 
 from __future__ import annotations
 
+import inspect
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,50 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import torch
+
+    from ..spec import ModelSpec
+
+
+def compile_module(module: torch.nn.Module, spec: ModelSpec) -> torch.jit.ScriptModule:
+    """Compile a module's own code, with its branches and loops.
+
+    An adapter's ``forward(*tensors)`` is beyond TorchScript. So what it calls, its ``model``, is
+    compiled behind a forward that takes the spec's inputs one by one and gives its outputs.
+
+    Raises:
+        ExportError: the model returns something that outputs cannot be taken from.
+    """
+    import torch
+
+    taken = inspect.signature(module.forward).parameters.values()
+    if all(parameter.kind is not parameter.VAR_POSITIONAL for parameter in taken):
+        plain: torch.jit.ScriptModule = torch.jit.script(module)
+        return plain
+    inner: Any = torch.jit.script(module.model)
+    returned = inner.forward.schema.returns[0].type
+    graph = torch.fx.Graph()
+    feeds = {name: graph.placeholder(name, type_expr=torch.Tensor) for name in spec.input_names}
+    result = graph.call_module("model", kwargs={**feeds, **getattr(module, "constants", {})})
+    graph.output(tuple(_picked(graph, result, returned, name) for name in spec.output_names))
+    scripted: torch.jit.ScriptModule = torch.jit.script(
+        torch.fx.GraphModule({"model": inner}, graph).eval())
+    return scripted
+
+
+def _picked(
+    graph: torch.fx.Graph, result: torch.fx.Node, returned: Any, name: str
+) -> torch.fx.Node:
+    """An output in what a compiled model returns: a tensor, or a collection of them."""
+    kind = returned.kind()
+    if kind == "TensorType":
+        return result
+    key = name if kind == "DictType" else name.removeprefix("output_")
+    if kind in ("TupleType", "ListType") and key.isdigit():
+        return graph.call_function(operator.getitem, (result, int(key)))
+    if kind == "DictType":
+        return graph.call_function(operator.getitem, (result, key))
+    raise ExportError(f"the compiled module returns {returned.annotation_str}, without {name}",
+                      hint="--mode trace")
 
 
 def compile_program(

@@ -288,7 +288,7 @@ def _require_dynamic(graph: ir.Model, spec: ModelSpec) -> None:
         if value is None:
             raise ExportError(
                 f"the captured graph does not read {tensor.name}",
-                hint="another --strategy, or --attention eager",
+                hint="another --strategy",
             )
         if value.shape is None or len(value.shape) != len(tensor.shape):
             raise ExportError(f"{tensor.name} came out with shape {value.shape}")

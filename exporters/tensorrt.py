@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import gpu, profiles
-from ..errors import BackendUnavailable, ClaimError, UsageError
+from ..errors import BackendUnavailable, ClaimError, OpsetTooLow, UsageError
 from . import Exporter, Written, onnx
 
 if TYPE_CHECKING:
@@ -63,7 +63,11 @@ class TensorRTOptions:
                           f"{profiles.MAX_PROFILES}",
                   "choices": ("auto", "multi-profile", "engine-per-profile")},
     )
-    opset: int = field(default=17, metadata={"help": "operator set of the ONNX graph, 11 to 25"})
+    opset: int | str = field(
+        default=onnx.DEFAULT_OPSET,
+        metadata={"help": "operator set of the ONNX graph, 11 to 25; auto: 17 or what --dtype "
+                          "needs"},
+    )
     workspace: int = field(
         default=0, metadata={"help": "MiB of scratch memory a layer may use; 0: all there is"}
     )
@@ -110,7 +114,11 @@ class TensorRTExporter(Exporter[TensorRTOptions]):
                 "a version-compatible engine brings a lean runtime, which cannot refit weights",
                 allowed="one of --version-compatible and --refit or --strip-plan",
             )
-        onnx.EXPORTER.check(self.parent_options(options))
+        try:
+            onnx.EXPORTER.check(self.parent_options(options))
+        except OpsetTooLow as error:  # its hints are options of the ONNX format
+            raise OpsetTooLow(f"{error.found}, which --dtype {options.dtype} needs",
+                              needed=error.needed) from error
         if reason := gpu.unavailable():
             raise BackendUnavailable(reason)
 

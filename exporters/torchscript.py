@@ -156,9 +156,9 @@ def _traced(model: LoadedModel, device: str) -> tuple[torch.jit.ScriptModule, in
 
 def _scripted(model: LoadedModel, device: str) -> tuple[torch.jit.ScriptModule, int]:
     """Compile the module's own code, with its branches and loops."""
-    import torch
+    from ._torch_script import compile_module
 
-    return torch.jit.script(model.module), 0
+    return compile_module(model.module, model.spec), 0
 
 
 def _exported(model: LoadedModel, device: str) -> tuple[torch.jit.ScriptModule, int]:

@@ -224,7 +224,7 @@ def _judge_parts(
         raise UsageError("--inputs goes with an artifact of one graph",
                          allowed=f"parts are drawn for: {', '.join(subject.parts)}")
     end = None if limits.max_seconds is None else time.monotonic() + limits.max_seconds
-    reports = {}
+    reports: dict[str, ParityReport] = {}
     for name, part in subject.parts.items():
         sizes = {dim: chosen for dim, chosen in limits.sizes.items() if dim in part.spec.free}
         seconds = generating.share(end, len(subject.parts) - len(reports) + generating.STAGES)

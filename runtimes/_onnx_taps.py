@@ -127,7 +127,8 @@ class GraphTap:
         settings.add_session_config_entry(FOLDER, str(self._folder))
         try:
             session = ort.InferenceSession(
-                proto.SerializeToString(), settings, providers=[PROVIDERS[self._device]])
+                proto.SerializeToString(), settings, providers=[PROVIDERS[self._device]],
+                enable_fallback=0)
             wanted = {i.name for i in session.get_inputs()}
             given = {n: v for n, v in feeds.items() if n in wanted}
             return dict(zip(values, session.run(values, given), strict=True))

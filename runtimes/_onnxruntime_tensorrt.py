@@ -16,7 +16,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from .. import gpu
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, UsageError
 from .onnxruntime import TENSORRT, OnnxSession
 
 if TYPE_CHECKING:
@@ -41,16 +41,23 @@ def opened(
     """Open a verified ONNX artifact with the TensorRT provider first and CUDA second.
 
     Raises:
-        BackendUnavailable: the provider or TensorRT 10 is not here, or ONNX Runtime fell back.
+        UsageError: a CUDA graph is asked for, too. The provider records one, at the first run, and
+            replays it in every other, whatever that one's shapes and buffers.
+        BackendUnavailable: the provider or TensorRT 10 is not here, the provider does not take the
+            whole graph, or ONNX Runtime fell back.
     """
+    if options["cuda_graph"]:
+        raise UsageError(
+            "ONNX Runtime's TensorRT provider replays its first run in all others",
+            allowed="one of tensorrt and cuda_graph",
+            hint="the tensorrt format, whose runtime records a CUDA graph for each shape",
+        )
     if reason := unavailable(device):
         raise BackendUnavailable(reason)
     here = gpu.machine()
     cache = trusted(cache_directory(artifact, here))
     chosen = provider_options(
-        artifact.spec, cache, str(artifact.manifest.facts.get("precision", "")),
-        cuda_graph=bool(options["cuda_graph"]),
-    )  # fmt: skip
+        artifact.spec, cache, str(artifact.manifest.facts.get("precision", "")))
     return TensorRTProviderSession(artifact.spec, path, device, options, chosen, cache)
 
 
@@ -73,9 +80,7 @@ def unavailable(device: str) -> str | None:
     return None
 
 
-def provider_options(
-    spec: ModelSpec, cache: Path, precision: str, *, cuda_graph: bool
-) -> dict[str, str]:
+def provider_options(spec: ModelSpec, cache: Path, precision: str) -> dict[str, str]:
     """Options of the provider: one profile over the whole range of sizes, engines in ``cache``.
 
     Without explicit shapes it would build an engine again for each shape outside those met.
@@ -85,7 +90,6 @@ def provider_options(
         "trt_engine_cache_path": str(cache),
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(cache),
-        "trt_cuda_graph_enable": str(int(cuda_graph)),
     }
     if precision in REDUCED:  # the provider's network is weakly typed: it needs leave
         options[REDUCED[precision]] = "1"
@@ -149,9 +153,7 @@ class TensorRTProviderSession(OnnxSession):
         provider: dict[str, str],
         cache: Path,
     ) -> None:
-        cuda = {**options, "cuda_graph": False}  # the TensorRT provider captures, not CUDA's
-        super().__init__(spec, path, device, cuda, ((TENSORRT, provider),))
-        self._graphs = bool(options["cuda_graph"])
+        super().__init__(spec, path, device, options, ((TENSORRT, provider),))
         self._cache = cache
         note(cache)
         nodes = self.placement().nodes

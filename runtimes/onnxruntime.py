@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -60,7 +60,8 @@ class OnnxRuntime(Runtime):
     ) -> Session:
         """Options: ``threads`` (0: all cores), ``spinning``, ``level`` (graph optimisation:
         disabled, basic, extended, all), ``tf32`` and ``cuda_graph`` (CUDA only), ``tensorrt``
-        (CUDA only: through ONNX Runtime's TensorRT provider, whose engines are cached)."""
+        (CUDA only, without ``cuda_graph``: through ONNX Runtime's TensorRT provider, whose engines
+        are cached)."""
         from ..artifacts import Artifact
 
         assert isinstance(artifact, Artifact)
@@ -99,7 +100,8 @@ class OnnxSession(Session):
     """A session on a model file.
 
     Raises:
-        BackendUnavailable: the provider was asked for and ONNX Runtime fell back to another.
+        BackendUnavailable: the provider was asked for and ONNX Runtime fell back to another, or
+            it failed; what another gives instead is never returned.
     """
 
     runtime = "onnxruntime"
@@ -170,7 +172,7 @@ class OnnxSession(Session):
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [o.name for o in self._session.get_outputs()]
-        found = self._session.run(names, dict(feeds), self._unrecorded())
+        found = _called(self._session.run, names, dict(feeds), self._unrecorded())
         return dict(zip(names, found, strict=True))
 
     def run_tensors(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -185,7 +187,7 @@ class OnnxSession(Session):
         for name, value in held.items():
             binding.bind_input(name, self._device, 0, _element_type(value.dtype),
                                tuple(value.shape), value.data_ptr())
-        self._session.run_with_iobinding(self._bind_outputs(binding), self._unrecorded())
+        _called(self._session.run_with_iobinding, self._bind_outputs(binding), self._unrecorded())
         outputs = zip(self._session.get_outputs(), binding.get_outputs(), strict=True)
         return {output.name: from_dlpack(value) for output, value in outputs}
 
@@ -199,7 +201,7 @@ class OnnxSession(Session):
             held.append(resident)
             binding.bind_ortvalue_input(name, resident)
         # Recorded now, a CUDA graph would write to the outputs of this run for ever.
-        self._session.run_with_iobinding(self._bind_outputs(binding), self._unrecorded())
+        _called(self._session.run_with_iobinding, self._bind_outputs(binding), self._unrecorded())
         outputs = {}
         for output, value in zip(self._session.get_outputs(), binding.get_outputs(), strict=True):
             outputs[output.name] = value  # the shapes are known now: launches reuse these buffers
@@ -236,21 +238,32 @@ def _session(
         recorded: as a CUDA graph.
 
     Raises:
-        BackendUnavailable: a provider lacks an operator, or can't record the graph.
+        BackendUnavailable: a provider lacks an operator, can't record the graph, or fails.
     """
     import onnxruntime as ort
-    from onnxruntime.capi.onnxruntime_pybind11_state import Fail
-    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
+    raised, first = _raised(), providers[0][0]
     try:
-        return ort.InferenceSession(str(path), settings, providers=providers)
-    except NoKernel as error:
+        # By itself it would print that a provider failed, and go on with the CPU.
+        return ort.InferenceSession(str(path), settings, providers=providers, enable_fallback=0)
+    except raised.NotImplemented as error:
         problem = str(error).rpartition("NOT_IMPLEMENTED : ")[2]
         raise BackendUnavailable(
             f"{providers[-1][0]} lacks an operator of this artifact: {problem}",
             hint="--runtime openvino, which computes in bfloat16 on CPUs that have it",
         ) from error
-    except Fail as error:
+    except (raised.EPFail, RuntimeError, ValueError) as error:
+        if first == PROVIDERS["cpu"]:
+            raise
+        if first == TENSORRT and isinstance(error, raised.EPFail):
+            raise BackendUnavailable(
+                f"{first} can't open this graph: {_line(error)}",
+                allowed="a graph that TensorRT takes as a whole, without operators of ONNX Runtime",
+                hint="an artifact made without --optimize fuse, or leave out tensorrt",
+            ) from error
+        raise BackendUnavailable(f"{first} can't open this graph: {_line(error)}",
+                                 hint="modelport doctor") from error
+    except raised.Fail as error:
         if not recorded:
             raise
         raise BackendUnavailable(
@@ -258,6 +271,32 @@ def _session(
             "the CPU and are copied from there",
             hint="export it with --optimize fuse, or leave out cuda_graph",
         ) from error
+
+
+def _called(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What a call of ONNX Runtime gives.
+
+    Raises:
+        BackendUnavailable: the provider failed.
+    """
+    try:
+        return call(*arguments)
+    except _raised().EPFail as error:  # looked up when there is one: launches are timed
+        raise BackendUnavailable(
+            f"ONNX Runtime's provider failed: {_line(error)}",
+            hint="modelport doctor, or --device cpu",
+        ) from error
+
+
+def _raised() -> Any:
+    """The module of what ONNX Runtime raises; each is an ``Exception`` and no more."""
+    from onnxruntime.capi import onnxruntime_pybind11_state
+
+    return onnxruntime_pybind11_state
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +315,7 @@ class Launch:
     outputs: Mapping[str, Any]
 
     def __call__(self) -> None:
-        self.session.run_with_iobinding(self.binding, self.options)
+        _called(self.session.run_with_iobinding, self.binding, self.options)
 
     def download(self) -> dict[str, np.ndarray]:
         """What the last call left, by name."""

@@ -188,7 +188,8 @@ class Probe:
         if folder is not None:
             settings.add_session_config_entry(_FOLDER, str(folder))
         self._session = ort.InferenceSession(
-            proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+            proto.SerializeToString(), settings, providers=["CPUExecutionProvider"],
+            enable_fallback=0)
         self._inputs = {v.name for v in model.graph.inputs}
 
     def run(

@@ -63,14 +63,19 @@ class Layer:
 
 
 def layers(model: ir.Model) -> list[Layer]:
-    """The layers of the main graph, in order; products of two activations are none."""
+    """The layers of the main graph, in order; products of two activations are none.
+
+    A weight that is multiplied both ways round is left out: with steps by output channel or by
+    block of inputs it would be two matrices, and the module has one.
+    """
     found = []
     for node in model.graph:
         layer = _matmul(node) if node.op_type == "MatMul" else (
             _gemm(node) if node.op_type == "Gemm" else None)
         if layer is not None:
             found.append(layer)
-    return found
+    ways = {(layer.weight, layer.transposed) for layer in found}
+    return [layer for layer in found if (layer.weight, not layer.transposed) not in ways]
 
 
 def _matmul(node: ir.Node) -> Layer | None:

@@ -56,9 +56,10 @@ class Fuse(Transform):
         after = _graph.operators(optimised)
         fused = {name: count for name, count in after.items() if count > before.get(name, 0)
                  and (name.startswith("com.microsoft") or name not in before)}
-        tied = any(name.startswith("com.microsoft") for name in after)
-        if tied:
+        own = [name for name in after if name.startswith("com.microsoft")]
+        if own:
             optimised.opset_imports.setdefault("com.microsoft", 1)
+        tied = bool(own) or any(_unknown(name, _graph.opset(optimised)) for name in after)
         return TransformResult(
             optimised,
             after != before,
@@ -66,6 +67,21 @@ class Fuse(Transform):
              "fused": fused, **({"optimizer_failed": problem} if problem else {})},
             {"runtime": "onnxruntime"} if tied else {},
         )
+
+
+def _unknown(name: str, opset: int) -> bool:
+    """Whether the standard domain of this opset lacks an operator of it. ONNX Runtime runs layer
+    norms at any opset, and the optimizer writes them there: LayerNormalization came with 17, and
+    SimplifiedLayerNormalization is no standard's."""
+    import onnx
+
+    if "::" in name:
+        return False
+    try:
+        onnx.defs.get_schema(name, opset, "")
+    except onnx.defs.SchemaError:
+        return True
+    return False
 
 
 def _own_shapes(model: ir.Model) -> None:

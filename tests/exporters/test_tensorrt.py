@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import tensorrt_world
-from modelport import artifacts, checkpoints, gpu, pipeline, profiles
+from modelport import artifacts, checkpoints, exporters, gpu, pipeline, profiles
 from modelport.errors import (
     BackendUnavailable,
     ClaimError,
     ExportError,
+    OpsetTooLow,
     StorageError,
     UsageError,
 )
@@ -346,6 +347,22 @@ def test_options_that_cannot_work_are_refused_before_any_work(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         EXPORTER.check(TensorRTOptions(**options))
+
+
+@pytest.mark.parametrize(("dtype", "needed"), [("bf16", 13), ("int8", 13)])
+def test_an_opset_too_low_is_refused_with_options_of_this_command(dtype: str, needed: int) -> None:
+    with pytest.raises(OpsetTooLow, match="opset 12") as caught:
+        EXPORTER.check(TensorRTOptions(dtype=dtype, opset=12))
+    assert caught.value.hint == f"--opset {needed}, or --opset auto"
+
+
+def test_opset_auto_is_raised_where_the_graph_is_made() -> None:
+    """As a convolution in bfloat16 asks for."""
+    wanted = EXPORTER.parent_options(TensorRTOptions(dtype="bf16", opset="auto"))
+    raised = exporters.get("onnx").raised(wanted, 22)
+    assert raised is not None
+    assert raised.opset == 22
+    assert EXPORTER.attention(TensorRTOptions(opset="auto")) == "sdpa"
 
 
 def test_lengths_beyond_the_model_are_refused(

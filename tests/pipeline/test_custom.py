@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 import weakref
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from modelport.checkpoints import consent, custom
 from modelport.cli import execute
 from modelport.errors import CheckpointError, ParityError, RemoteCodeRefused, UsageError
 from modelport.exporters.onnx import OnnxOptions
+from modelport.exporters.torchscript import TorchScriptOptions
 from modelport.pipeline import benchmarking
 from modelport.spec import Dim
 
@@ -93,6 +95,47 @@ class Frozen(torch.nn.Module):
         return total
 
 
+class Small(torch.nn.Module):
+    """What a mask keeps of a table's rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(7, 4)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.table(ids) * mask[..., None]
+
+
+class Branching(torch.nn.Module):
+    """Takes one of two paths by what is in its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def chosen(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return self.up(x)
+        return self.down(x)
+
+
+class Alone(Branching):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as torch's own are called
+        return self.chosen(input)
+
+
+class Pair(Branching):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.chosen(x), self.chosen(y) + x
+
+
+class Named(Branching):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"last": self.chosen(x), "first": x * 2}
+
+
 def linear() -> torch.nn.Module:
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6, 3))
@@ -128,6 +171,29 @@ def test_its_ranges_are_those_given(tmp_path: Path) -> None:
         dims={"input": {0: "batch", 1: "length"}}, ranges={"length": Dim(2, 5, 9)})
     assert artifact.spec.dims["length"] == Dim(2, 5, 9)
     assert artifact.manifest.proven
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_integers_of_32_bits_are_drawn_like_those_of_64(dtype: torch.dtype, tmp_path: Path) -> None:
+    axes = {0: "batch", 1: "length"}
+    artifact = modelport.export(
+        Small(), {"ids": torch.tensor([[6, 0, 3]], dtype=dtype),
+                  "mask": torch.tensor([[1, 1, 0]], dtype=dtype)},
+        tmp_path / "out", dims={"ids": axes, "mask": axes})
+    assert artifact.manifest.proven
+    assert {t.dtype for t in artifact.spec.inputs} == {str(dtype).removeprefix("torch.")}
+
+
+@pytest.mark.parametrize("module", [Alone(), Pair(), Named()], ids=lambda m: type(m).__name__)
+def test_a_script_keeps_branches_by_data(module: torch.nn.Module, tmp_path: Path) -> None:
+    """A trace of the same module has one path, and fails."""
+    examples = [torch.randn(2, 4)] * len(inspect.signature(module.forward).parameters)
+    artifact = modelport.export(module, examples, tmp_path / "out",
+                                TorchScriptOptions(mode="script"), format="torchscript")
+    facts = artifact.manifest.facts
+    assert artifact.manifest.proven
+    assert facts["route"] == "script"
+    assert facts["branches"] == len(examples)
 
 
 def test_what_is_right_for_the_example_alone_is_rejected(tmp_path: Path) -> None:
@@ -175,7 +241,8 @@ def test_an_artifact_of_a_factory_that_was_edited_since_is_found_out(
     request = pipeline.ModelRequest(factory("scorer"), trust_remote_code=True)
     modelport.export("onnx", request, tmp_path / "out")
     (tmp_path / "mine.py").write_text(FACTORY.replace(".tanh()", ".sigmoid()"))
-    assert pipeline.validate_artifact(tmp_path / "out").verdict == "fail"
+    with consent.allowing(request.allowed):
+        assert pipeline.validate_artifact(tmp_path / "out").verdict == "fail"
 
 
 @pytest.mark.parametrize(("name", "said"), [

@@ -102,7 +102,7 @@ def test_a_silent_fallback_is_an_error(
     monkeypatch.setattr(gpu, "present", lambda: True)
     real = onnxruntime.InferenceSession
 
-    def on_cpu(path: str, settings: Any, providers: Any) -> Any:
+    def on_cpu(path: str, settings: Any, providers: Any, **_: Any) -> Any:
         return real(path, settings, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(
@@ -112,6 +112,29 @@ def test_a_silent_fallback_is_an_error(
     monkeypatch.setattr(onnxruntime, "InferenceSession", on_cpu)
     with pytest.raises(BackendUnavailable, match="fell back to CPUExecutionProvider"):
         RUNTIME.open(artifact, "cuda")
+
+
+def test_what_another_provider_gives_is_never_returned(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime's own session, left to itself, opens itself again on the CPU and says so."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
+
+    def failing(*_: Any) -> Any:
+        raise EPFail("out of memory\nsomewhere")
+
+    with RUNTIME.open(artifact) as session:
+        launch = session.bind(feeds(artifact))
+        inner = session._session  # type: ignore[attr-defined]
+        monkeypatch.setattr(
+            inner, "_sess", SimpleNamespace(
+                run=failing, run_with_iobinding=failing,
+                is_webgpu_graph_capture_enabled=lambda: False))
+        monkeypatch.setattr(launch.binding, "_session", inner._sess)  # type: ignore[attr-defined]
+        for call in (lambda: session.run(feeds(artifact)), launch):
+            with pytest.raises(BackendUnavailable, match="provider failed: out of memory"):
+                call()
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [{"level": "ludicrous"}, {"warp": 9}])

@@ -16,6 +16,7 @@ from modelport.errors import BackendUnavailable, UsageError
 from modelport.exporters.onnx import OnnxOptions
 from modelport.runtimes import _onnxruntime_tensorrt as route
 from modelport.runtimes.onnxruntime import RUNTIME, TENSORRT
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 REAL = onnxruntime.InferenceSession
 ON = {"tensorrt": True}
@@ -37,14 +38,18 @@ class Provider:
         self.graphs: list[str | None] = []
         self.engines: list[list[str]] = []
         self.falls_back = False
+        self.fails: Exception | None = None
         patch.setattr(gpu, "present", lambda: True)
         patch.setattr(onnxruntime, "InferenceSession", self.open)
         patch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
         names = [TENSORRT, "CUDAExecutionProvider", "CPUExecutionProvider"]
         patch.setattr(onnxruntime, "get_available_providers", lambda: names)
 
-    def open(self, path: str, settings: Any, providers: list[Any]) -> Any:
+    def open(self, path: str, settings: Any, providers: list[Any], enable_fallback: int) -> Any:
+        assert not enable_fallback
         self.asked.append(providers)
+        if self.fails:
+            raise self.fails
         first = "CUDAExecutionProvider" if self.falls_back else providers[0][0]
         if providers[0][0] == TENSORRT:
             cache = Path(providers[0][1]["trt_engine_cache_path"])
@@ -103,8 +108,7 @@ def test_the_provider_comes_first_with_its_cache_and_shapes(
 
 def test_a_graph_in_half_precision_is_given_leave(artifact: artifacts.Artifact) -> None:
     for precision, name in (("float16", "trt_fp16_enable"), ("bfloat16", "trt_bf16_enable")):
-        options = route.provider_options(artifact.spec, Path(), precision, cuda_graph=True)
-        assert options[name] == options["trt_cuda_graph_enable"] == "1"
+        assert route.provider_options(artifact.spec, Path(), precision)[name] == "1"
 
 
 def test_the_artifact_stays_what_its_manifest_says(
@@ -161,6 +165,26 @@ def test_a_fall_back_is_an_error(provider: Provider, artifact: artifacts.Artifac
     provider.falls_back = True
     with pytest.raises(BackendUnavailable, match="fell back to CUDAExecutionProvider"):
         RUNTIME.open(artifact, "cuda", ON)
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"), [(EPFail, "without --optimize fuse"), (RuntimeError, "modelport doctor")])
+def test_a_graph_that_tensorrt_takes_in_part_is_refused_with_what_to_do(
+    provider: Provider, artifact: artifacts.Artifact, kind: type[Exception], hint: str
+) -> None:
+    provider.fails = kind("User needs to provide all the dynamic shape inputs\nmore")
+    with pytest.raises(BackendUnavailable, match="all the dynamic shape inputs\n") as refused:
+        RUNTIME.open(artifact, "cuda", ON)
+    assert hint in refused.value.hint
+
+
+def test_one_recording_for_every_run_is_refused(
+    provider: Provider, artifact: artifacts.Artifact
+) -> None:
+    with pytest.raises(UsageError, match="replays its first run") as refused:
+        RUNTIME.open(artifact, "cuda", {**ON, "cuda_graph": True})
+    assert refused.value.allowed == "one of tensorrt and cuda_graph"
+    assert not provider.asked
 
 
 def test_tensorrt_11_is_refused_with_what_to_do(

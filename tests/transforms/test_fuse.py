@@ -49,6 +49,40 @@ def test_fused_and_equal(
     assert after.opsets == {"": opset, "com.microsoft": 1}
 
 
+def norm(opset: int) -> ir.Model:
+    """(x - mean) / sqrt(mean((x - mean)²) + ε) · gain + shift."""
+    x, y = graphs.value("x", ("batch", 8)), graphs.value("y", ("batch", 8))
+    weights = {"two": np.float32(2).reshape(()), "tiny": np.float32(1e-5).reshape(()),
+               "gain": np.arange(1, 9, dtype=np.float32), "shift": np.ones(8, np.float32)}
+    values = {name: graphs.value(name, array.shape) for name, array in weights.items()}
+    nodes: list[ir.Node] = []
+
+    def after(operator: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+        nodes.append(ir.node(operator, inputs, attributes))
+        nodes[-1].outputs[0].name = f"n{len(nodes)}"
+        return nodes[-1].outputs[0]
+
+    centred = after("Sub", x, after("ReduceMean", x, axes=[-1]))
+    variance = after("ReduceMean", after("Pow", centred, values["two"]), axes=[-1])
+    scaled = after("Div", centred, after("Sqrt", after("Add", variance, values["tiny"])))
+    nodes.append(ir.node("Add", [after("Mul", scaled, values["gain"]), values["shift"]],
+                         outputs=[y]))
+    return graphs.graph(nodes, [x], [y], weights, values, opset)
+
+
+@pytest.mark.parametrize(("opset", "target"), [(13, {"runtime": "onnxruntime"}), (17, {})])
+def test_a_norm_below_the_opset_that_brought_it_ties_the_graph(
+    opset: int, target: dict[str, str], tmp_path: Path
+) -> None:
+    result = transforms.get("fuse").apply(norm(opset), {})
+    assert result.notes["fused"] == {"LayerNormalization": 1}
+    assert result.target == target
+    feeds = {"x": np.random.default_rng(0).standard_normal((3, 8), np.float32)}
+    (expected,) = graphs.run(norm(opset), feeds, tmp_path / "a")
+    (actual,) = graphs.run(result.model, feeds, tmp_path / "b")
+    assert np.allclose(actual, expected, atol=1e-5)
+
+
 def test_a_row_without_any_key_stays_finite_and_the_others_right(
     exported: Callable[..., Artifact], tmp_path: Path
 ) -> None:

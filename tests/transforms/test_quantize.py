@@ -96,6 +96,28 @@ def test_no_weight_moves_by_more_than_half_a_step(
     assert np.all(np.abs(q * steps.astype(np.float64) - w) <= steps * 0.5001)
 
 
+@pytest.mark.parametrize(
+    "scheme", ["int8-dynamic", "int8-static", "int8-symmetric", "int8-weights", "int4-weights"])
+def test_a_weight_multiplied_both_ways_round_stays_in_float(scheme: str, tmp_path: Path) -> None:
+    """Stored once for both products it would be right for one of them."""
+    square, first = weights(64, 64) / 8, weights(64, 64)[::-1] / 8
+    x, y = graphs.value("x", ("batch", 64)), graphs.value("y", ("batch", 64))
+    values = {"v": graphs.value("v", (64, 64)), "w": graphs.value("w", (64, 64))}
+    turned = ir.node("Transpose", [values["w"]], {"perm": [1, 0]})
+    nodes = [turned, ir.node("MatMul", [x, values["v"]])]
+    nodes.append(ir.node("MatMul", [nodes[-1].outputs[0], turned.outputs[0]]))
+    nodes.append(ir.node("Tanh", nodes[-1].outputs))
+    nodes.append(ir.node("MatMul", [nodes[-1].outputs[0], values["w"]], outputs=[y]))
+    for number, node in enumerate(nodes[:-1]):
+        node.outputs[0].name = f"n{number}"
+    model = graphs.graph(nodes, [x], [y], {"v": first, "w": square}, values)
+    result = quantize(model, scheme)
+    assert list(result.notes["layers"]) == ["v"]
+    (found,) = graphs.run(result.model, FEEDS, tmp_path / "m")
+    expected = np.tanh(FEEDS["x"] @ first @ square.T) @ square
+    assert np.abs(found - expected).max() < (0.5 if scheme == "int4-weights" else 0.1)
+
+
 def test_one_activation_is_rounded_once_for_all_that_read_it(
     exported: Callable[..., Artifact]
 ) -> None:
