@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..artifacts import Artifact, FileEntry
     from ..artifacts.release import Release
     from ..destinations import Reference
-    from ..runtimes.benchmark import RunReport
+    from ..runtimes.benchmark import Report
     from .request import Notify
 
 
@@ -257,35 +257,35 @@ def _evidence(
     return checks
 
 
-def _benchmark(root: Path, identity: str) -> RunReport:
+def _benchmark(root: Path, identity: str) -> Report:
     from ..runtimes import benchmark
 
     path = root / artifacts.BENCHMARK
     if not path.exists():
         raise GateRefused(f"{root} holds no benchmark", hint=f"modelport bench {root}")
-    report = benchmark.load_report(path)
+    report: Report = benchmark.load_report(path)
     try:
         report.require_complete()
     except IncompleteError as error:  # its hint is that of bench: here nothing would be measured
         raise GateRefused(
             f"the benchmark in {root} is incomplete: {error.found}", hint=f"modelport bench {root}"
         ) from error
-    rows = [row for row in report.rows if row.cell.identity == identity]
-    if not rows:
+    verdicts = report.verdicts(identity)
+    if not verdicts:
         raise GateRefused(
             f"the benchmark in {root} measured other files", hint=f"modelport bench {root}"
         )
-    invalid = [row.label for row in rows if row.verdict.word == "invalid"]
+    invalid = [label for label, verdict in verdicts.items() if verdict.word == "invalid"]
     if invalid:
         raise GateRefused(
-            f"{len(invalid)} of {len(rows)} measurements are invalid, such as {invalid[0]}",
+            f"{len(invalid)} of {len(verdicts)} measurements are invalid, such as {invalid[0]}",
             hint=f"modelport bench {root}, on a quiet machine",
         )
     return report
 
 
 def _regression(
-    report: RunReport, against: str, limit: float, destination: Reference
+    report: Report, against: str, limit: float, destination: Reference
 ) -> dict[str, Any]:
     """Compare two benchmarks; what the release records of it.
 
@@ -309,8 +309,8 @@ def _regression(
         past = benchmark.load_report(Path(scratch) / artifacts.BENCHMARK)
     found = benchmark.compare_runs(report, past, max_regression=limit)
     machine = "" if found.same_machine else " (measured on different machines)"
-    if not found.changes:
-        raise GateRefused(f"no measurement has a counterpart in {against}{machine}")
+    if not found.repeated:  # the same artifact, published again, is no slower than itself
+        found.require_counterparts(against)
     if found.past_limit:
         worst = found.past_limit[0]
         raise GateRefused(
@@ -318,7 +318,8 @@ def _regression(
             f"measurements{machine}, such as {worst.label}",
             allowed=f"at most {limit:.0%} slower",
         )
-    return {"max_regression": limit, "against": head.digest, "compared": len(found.changes),
+    return {"max_regression": limit, "against": head.digest,
+            "compared": len(found.changes) + len(found.repeated),
             "same_machine": found.same_machine}
 
 
@@ -400,6 +401,7 @@ def _preferred(artifact: Artifact) -> tuple[int, ...]:
     path = artifact.root / artifacts.BENCHMARK
     if not path.exists():
         return ()
-    rows = benchmark.load_report(path).rows
+    report = benchmark.load_report(path)
+    rows = [] if isinstance(report, benchmark.GenerationReport) else report.rows
     mine = (r for r in rows if r.cell.identity == artifact.manifest.identity and r.pareto)
     return tuple(sorted({r.cell.batch for r in mine if r.cell.batch > 1}))

@@ -28,6 +28,7 @@ _PUBLIC: dict[str, str] = {
     "SweepRequest": ".sweep",
     "plan": ".sweep",
     "REPORT": ".report",
+    "Report": ".reading",
     "RunReport": ".report",
     "Row": ".report",
     "Recommendation": ".report",

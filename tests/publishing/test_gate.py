@@ -261,6 +261,8 @@ def test_a_regression_is_refused(proven, url, monkeypatch, slower):
     from types import SimpleNamespace
 
     from modelport.runtimes import benchmark
+    from modelport.runtimes.benchmark.against import Change
+    from modelport.runtimes.benchmark.statistics import Comparison
 
     seen = []
     (proven / artifacts.BENCHMARK).write_text("{}")
@@ -270,12 +272,12 @@ def test_a_regression_is_refused(proven, url, monkeypatch, slower):
     )
     cell = SimpleNamespace(identity=manifest.identity, batch=1)
     row = SimpleNamespace(cell=cell, verdict=SimpleNamespace(word="stable"), pareto=True)
-    report = SimpleNamespace(rows=[row], require_complete=lambda: None)
+    report = SimpleNamespace(
+        rows=[row], require_complete=lambda: None,
+        verdicts=lambda identity: {"onnx": row.verdict} if identity == manifest.identity else {})
     monkeypatch.setattr(benchmark, "load_report", lambda path: seen.append(path) or report)
-    change = SimpleNamespace(label="onnx batch 1")
-    found = SimpleNamespace(
-        changes=(change,), past_limit=(change,) * slower, same_machine=True
-    )
+    change = Change("onnx batch 1", Comparison(None, "slower", 0.0, ""), past_limit=slower)
+    found = benchmark.RunComparison((change,), 0.05, same_machine=True)
     monkeypatch.setattr(benchmark, "compare_runs", lambda new, old, max_regression: found)
     gate = Gate(max_regression=0.05, against=f"{url}:previous")
     first = publish(proven, url, gate)  # nothing to compare with yet, and the record says so
@@ -291,3 +293,33 @@ def test_a_regression_is_refused(proven, url, monkeypatch, slower):
         }
     assert seen[0] == proven / artifacts.BENCHMARK
     assert seen[-1].name == artifacts.BENCHMARK
+
+
+def test_the_benchmark_of_a_model_that_generates_is_evidence_too(proven, url):
+    """The report is made as `bench` makes it; the same artifact may be published again."""
+    import dataclasses
+
+    from modelport.runtimes.benchmark import GenerationReport, Shape, environment, generation
+
+    def measured(identity, pace):
+        shape = Shape(1, 4, 3)
+        samples = (generation.Sample(pace, (pace, pace), 3 * pace),) * 2
+        processes = tuple(
+            generation.Process("mine", n, 1.0, 1, 1, (generation.Measured(shape, samples),))
+            for n in range(5))
+        asked = generation.GenerationRequest(
+            (generation.Contestant("mine", "", identity, "sessions"),), (shape,), proven)
+        report: GenerationReport = generation.summarise(asked, processes, environment.read())
+        text = json.dumps(dataclasses.asdict(report))
+        artifacts.with_report(artifacts.read(proven), artifacts.BENCHMARK, text)
+
+    gate = Gate(require_benchmark=True, max_regression=0.05, against=f"{url}:latest")
+    measured("another", 0.01)
+    with pytest.raises(GateRefused, match="measured other files"):
+        publish(proven, url, gate)
+    measured(artifacts.read(proven).manifest.identity, 0.01)
+    publish(proven, url, dataclasses.replace(gate, max_regression=None, against=None))
+    assert publish(proven, url, gate).release.checks["compared"] == 1
+    measured(artifacts.read(proven).manifest.identity, 0.02)
+    with pytest.raises(GateRefused, match="slower than"):
+        publish(proven, url, gate)
