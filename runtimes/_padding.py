@@ -21,8 +21,12 @@ def roundable(spec: ModelSpec) -> tuple[str, ...]:
     """Dimensions that padding leaves the result of: the batch, and whatever a mask tells of.
 
     Padding a length that no mask accounts for would change the output, so such a dimension is
-    left as it is.
+    left as it is. So is every length where an output has one of its own, such as frames or halved
+    positions: how long that is without padding is not known here, so it could not be cut.
     """
+    given = {d for t in spec.inputs for d in t.shape}
+    if any(isinstance(d, str) and d not in given for t in spec.outputs for d in t.shape):
+        return tuple(name for name in spec.dims if name == BATCH)
     masked = {d for t in spec.inputs if t.role == "mask" for d in t.shape if isinstance(d, str)}
     return tuple(name for name in spec.dims if name == BATCH or name in masked)
 

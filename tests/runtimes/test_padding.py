@@ -70,3 +70,13 @@ def test_a_length_that_no_mask_accounts_for_stays() -> None:
         {"batch": Dim(1, 8, 64), "samples": Dim(400, 1000, 16000)},
     )
     assert _padding.rounded(frames, {"batch": 5, "samples": 777}) == {"batch": 6, "samples": 777}
+
+
+def test_a_length_that_an_output_derives_something_from_stays() -> None:
+    halved = ModelSpec(
+        SPEC.inputs,
+        (TensorSpec("hidden", "float32", ("batch", "positions", 4)),),
+        {**SPEC.dims, "positions": Dim(1, 64, 250)},
+    )
+    assert _padding.rounded(SPEC, {"batch": 5, "sequence": 17}) == {"batch": 6, "sequence": 24}
+    assert _padding.rounded(halved, {"batch": 5, "sequence": 17}) == {"batch": 6, "sequence": 17}
