@@ -8,21 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from ..console import Output
 from ..errors import ParityError, UsageError
-from ._shared import DEVICE, FILE, SETTINGS, common, percent, sizes
+from ._shared import (
+    DEVICE,
+    FILE,
+    SETTINGS,
+    common,
+    percent,
+    refuse_given,
+    sizes,
+    source_options,
+)
 
 SCENARIOS = {"single-stream": "SingleStream", "multi-stream": "MultiStream", "server": "Server",
              "offline": "Offline"}
 BATCHINGS = ("padded", "sorted", "token-budget")
-GENERATING = {"new_tokens", "eager"}
+GENERATING = ("new_tokens", "eager")
 """Options of models that generate."""
-OF_ONE_GRAPH = {
+OF_ONE_GRAPH = (
     "runtime_names", "batching", "corpus", "token_budget", "scenario", "duration", "target_rate",
     "target_latency", "samples", "seconds", "memory_limit", "p95",
-}
+)
 """Options that are not theirs."""
 SAMPLES = 140
 """Calls of a cell: five processes then support a 99th percentile, which takes 662."""
@@ -88,6 +96,7 @@ class _Bench(click.Command):
 @click.option("--output", "destination", type=click.Path(path_type=Path), default="run",
               show_default=True, help="Where cells and the report are kept.")
 @click.option("--self-test", is_flag=True, help="Show that the statistics hold what they say.")
+@source_options
 @common
 def bench(
     output: Output, paths: tuple[Path, ...], destination: Path, self_test: bool,
@@ -111,9 +120,9 @@ def bench(
         raise click.UsageError("name at least one artifact")
     generates = pipeline.generates(paths[0])
     if generates:
-        _refuse(OF_ONE_GRAPH, f"{paths[0]}, a model that generates")
+        refuse_given(f"cannot be used with {paths[0]}, a model that generates", *OF_ONE_GRAPH)
     else:
-        _refuse(GENERATING, f"{paths[0]}, which is one graph")
+        refuse_given(f"cannot be used with {paths[0]}, which is one graph", *GENERATING)
     # Read before anything is measured: it may lie where the new report goes.
     past = None if against is None else _past(against, destination)
     report: Any
@@ -137,20 +146,6 @@ def bench(
     return 0
 
 
-def _refuse(names: set[str], what: str) -> None:
-    """Options that were given and would be ignored.
-
-    Raises:
-        UsageError: names them.
-    """
-    context = click.get_current_context()
-    given = [parameter.opts[0] for parameter in context.command.params
-             if parameter.name in names
-             and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE]
-    if given:
-        raise UsageError(f"{', '.join(given)} cannot be used with {what}", hint="leave it out")
-
-
 def _past(against: Path, destination: Path) -> Any:
     """The older report; a run cannot be compared with itself."""
     from ..runtimes import benchmark
@@ -160,6 +155,16 @@ def _past(against: Path, destination: Path) -> Any:
         raise UsageError(f"{against} is where this run goes, and would be replaced",
                          hint="another --output")
     return benchmark.load_report(against)
+
+
+def _baseline(model: str | None, weights: Any) -> Any:
+    """The model that ``--baseline`` names, with what is allowed for this command."""
+    from .. import pipeline
+    from ..checkpoints import consent
+
+    if model is None:
+        return None
+    return pipeline.ModelRequest(model, weights=weights, **dataclasses.asdict(consent.given()))
 
 
 def _cores(threads: str | None) -> tuple[int, ...]:
@@ -185,7 +190,7 @@ def _generation(
         raise click.BadParameter("one thread count at a time, for models that generate")
     return pipeline.GenerationGrid(
         shapes,
-        pipeline.ModelRequest(baseline, weights=baseline_weights) if baseline else None,
+        _baseline(baseline, baseline_weights),
         tuple(eager.split(",")),
         {"rounds": rounds, "threads": cores[0], "device": device, "timeout": timeout})
 
@@ -201,14 +206,13 @@ def _grid(
     from ..runtimes import benchmark
 
     names = {"runtimes": tuple(runtime_names.split(","))} if runtime_names else {}
-    weights: Any = baseline_weights
     loads = _traffic(**traffic)
     batchings = _chosen(batching, BATCHINGS)
     if corpus is not None and not (batchings or loads):
         batchings = BATCHINGS
     shapes = seq_lens is not None or not (batchings or loads)
     return pipeline.Grid(
-        baseline=pipeline.ModelRequest(baseline, weights=weights) if baseline else None,
+        baseline=_baseline(baseline, baseline_weights),
         corpus=corpus,
         sweep={
             "devices": (device,),

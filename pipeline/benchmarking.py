@@ -19,6 +19,7 @@ from ..checkpoints import standins
 from ..errors import UsageError
 from ..runtimes import benchmark
 from ..spec import ModelSpec
+from . import references
 from .opening import open_artifact
 from .request import ModelRequest, Notify
 
@@ -283,7 +284,7 @@ def _of_baseline(source: Checkpoint | None, wanted: Sequence[Entrant]) -> list[S
             benchmark.Subject(
                 name=entrant.name(Path(source.origin.model).name, alone=False),
                 path=_spelled(source, dtype),
-                identity=f"{source.scan.digest} {source.task}",
+                identity=hashlib.sha256(repr(references.identity(source)).encode()).hexdigest(),
                 runtime=entrant.runtime,
                 dtype=dtype,
                 options={k: v for k, v in entrant.options.items() if k != "dtype"},
@@ -306,9 +307,14 @@ def _dtype(entrant: Entrant, stated: str) -> str:
 
 
 def _spelled(source: Checkpoint, dtype: str) -> str:
-    """A source as :func:`open_path` reads it: by its directory, so that no hub is asked again."""
-    fields = {"model": str(source.root), "task": source.task, "dtype": dtype}
-    return json.dumps(fields, sort_keys=True)
+    """A source as :func:`open_path` reads it: by its directory, so that no hub is asked again.
+
+    A module that a file makes is made anew there; its directory holds no more than its weights.
+    """
+    model = str(source.root) if source.make is None else source.origin.model
+    fields = {"model": model, "task": source.task, "dtype": dtype}
+    trusted = {"trust_remote_code": True} if source.origin.remote_code else {}
+    return json.dumps({**fields, **trusted}, sort_keys=True)
 
 
 def _corpus(path: Path, roots: Sequence[Path], spec: ModelSpec) -> CorpusSource:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import json
 import sys
 import weakref
 from collections.abc import Callable
@@ -233,6 +234,22 @@ def test_a_manifest_allows_nothing(
     assert execute(["validate", str(out), "--trust-remote-code"]) == 0
     assert ran.exists()
     assert not consent.given().trust_remote_code
+
+
+def test_a_module_of_ones_own_is_measured_beside_its_artifact(
+    factory: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = factory("scorer")
+    out = modelport.export("onnx", pipeline.ModelRequest(model, trust_remote_code=True),
+                           tmp_path / "out", validate=False).root
+    asked = ["bench", str(out), "--baseline", model, "--batch-sizes", "2", "--seq-lens", "5",
+             "--rounds", "1", "--seconds", "0.05", "--threads", "1", "--json",
+             "--output", str(tmp_path / "run")]
+    assert execute(asked) == 4
+    assert "--trust-remote-code" in capsys.readouterr().out
+    assert execute([*asked, "--trust-remote-code"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["status"] for row in rows] == ["ok", "ok"], [row["detail"] for row in rows]
 
 
 def test_an_artifact_of_a_factory_that_was_edited_since_is_found_out(
