@@ -203,6 +203,8 @@ def _record(model: LoadedModel, options: AOTInductorOptions, ranges: bool) -> di
         "device": options.device,
         "attention": options.attention,
         "dtype": options.dtype,
+        # The compiler uses whatever this processor has (-march=native); not every torch can tell.
+        "processor": dict(getattr(torch.cpu, "get_capabilities", dict)()),
         "modelport": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -295,6 +295,27 @@ def _require_dynamic(graph: ir.Model, spec: ModelSpec) -> None:
         for axis, dim in enumerate(tensor.shape):
             if isinstance(dim, str) and isinstance(value.shape[axis], int):
                 raise ExportError(f"dimension {dim} of {tensor.name} came out static")
+    _require_dynamic_outputs(graph, spec)
+
+
+def _require_dynamic_outputs(graph: ir.Model, spec: ModelSpec) -> None:
+    """The same of outputs, before they get the spec's shapes.
+
+    What capture left open says nothing. A trace leaves every named dimension open, so there only
+    the number of dimensions can tell.
+    """
+    outputs = {value.name: value.shape for value in graph.graph.outputs}
+    given = {dim for tensor in spec.inputs for dim in tensor.shape}
+    moving = {name for name, dim in spec.dims.items() if name in given and dim.min < dim.max}
+    for tensor in spec.outputs:
+        shape = outputs.get(tensor.name)
+        if shape is None:
+            continue
+        if len(shape) != len(tensor.shape):
+            raise ExportError(f"{tensor.name} came out with shape {shape}")
+        for axis, dim in enumerate(tensor.shape):
+            if dim in moving and isinstance(shape[axis], int):
+                raise ExportError(f"dimension {dim} of {tensor.name} came out static")
 
 
 def _bind_weights(graph: ir.Model, model: LoadedModel) -> None:

@@ -52,14 +52,20 @@ class AOTInductor(_torch.ArchiveRuntime):
                 hint="export it again",
             ) from error
         _torch.require_fit(record, device, artifact.format)
-        _require_instructions(metadata)
+        _require_instructions(metadata, record.get("processor") or {})
+        if device == "cuda":
+            _require_capability(metadata)
 
 
-def _require_instructions(metadata: Mapping[str, Any]) -> None:
+def _require_instructions(metadata: Mapping[str, Any], processor: Mapping[str, Any]) -> None:
     """Refuse a package for another processor, which would end the process at the first run.
 
+    Args:
+        processor: what torch said of the one that it was made on; empty where it said nothing.
+
     Raises:
-        BackendUnavailable: another architecture, or an instruction set that is missing here.
+        BackendUnavailable: another architecture, or something that the compiler may have used and
+            that is missing here.
     """
     import platform
 
@@ -69,12 +75,35 @@ def _require_instructions(metadata: Mapping[str, Any]) -> None:
     wanted = str(metadata.get("AOTI_CPU_ISA") or "").split()
     missing = [name for name in wanted if name in INSTRUCTIONS
                and not getattr(torch.cpu, INSTRUCTIONS[name])()]
+    here = torch.cpu.get_capabilities() if processor else {}
+    # Vectors of SVE are compiled for one length; caches and cores may differ.
+    missing += [name for name, value in processor.items()
+                if (value is True or name == "sve_max_length") and here.get(name) != value]
     if machine != platform.machine() or missing:
         need = machine if machine != platform.machine() else ", ".join(missing)
         raise BackendUnavailable(
             f"this package was compiled for {need}, which this processor is not or lacks",
             allowed=f"a processor like the one it was made on: {' '.join((machine, *wanted))}",
             hint="modelport export aotinductor on this machine",
+        )
+
+
+def _require_capability(metadata: Mapping[str, Any]) -> None:
+    """Refuse a package whose kernels were compiled for another kind of GPU.
+
+    Raises:
+        BackendUnavailable: another compute capability.
+    """
+    import torch
+
+    made_for = str(metadata.get("AOTI_COMPUTE_CAPABILITY") or "")
+    major, minor = torch.cuda.get_device_capability()
+    here = f"{major}{minor}"
+    if made_for not in ("", here):
+        raise BackendUnavailable(
+            f"this package was compiled for compute capability {made_for}, and this GPU has {here}",
+            allowed=f"a GPU of compute capability {made_for}",
+            hint="modelport export aotinductor --device cuda on this machine",
         )
 
 

@@ -64,6 +64,7 @@ def test_a_package_is_what_was_asked_for_and_leaves_nothing_behind(
         name = next(n for n in file.namelist() if n.endswith("wrapper_metadata.json"))
         record = json.loads(json.loads(file.read(name))["modelport"])
     assert record["source"] == model.source.digest
+    assert record["processor"] == dict(torch.cpu.get_capabilities())
     with runtimes.get("aotinductor").open(artifact) as session, torch.no_grad():
         for batch, length in ((1, 1), (8, 16), (1, 16), (3, 7)):
             feeds = hand_made.feeds(model.spec, batch=batch, length=length)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import hand_made
 import numpy as np
 import pytest
+import torch
 from modelport import checkpoints, exporters, pipeline
 from modelport.artifacts import onnx_files
-from modelport.errors import ClaimError, UsageError
+from modelport.errors import ClaimError, ExportError, UsageError
 from modelport.exporters import _onnx_capture
 from modelport.exporters.onnx import DYNAMO_MIN_OPSET, OPSETS, OnnxOptions
 
@@ -51,6 +53,28 @@ def test_the_dearer_strategies_are_right_too(
     assert artifact.manifest.facts["strategy"] == strategy
     report = pipeline.validate_artifact(tmp_path / "out")
     assert report.accepted, "\n".join(r.reason for r in report.failures)
+
+
+class Flat(torch.nn.Module):
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor]:
+        return (tensors[0].sum(-1),)
+
+
+class Fixed(torch.nn.Module):
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor]:
+        return (tensors[0].mean() * torch.ones(2, 5),)
+
+
+@pytest.mark.parametrize(("module", "strategy", "said"), [
+    (Flat(), "trace", "y came out with shape"), (Flat(), "dynamo", "y came out with shape"),
+    (Fixed(), "dynamo", "dimension batch of y came out static")])
+def test_an_output_that_is_not_as_stated_fails_the_attempt(
+    module: torch.nn.Module, strategy: str, said: str, tmp_path: Path
+) -> None:
+    """It would get the stated shape in the file, and read back as right."""
+    model = hand_made.loaded(module, hand_made.spec(hand_made.VALUES))
+    with pytest.raises(ExportError, match=said):
+        EXPORTER.export(model, None, tmp_path, OnnxOptions(), strategy)
 
 
 def test_the_graph_holds_names_not_weights(

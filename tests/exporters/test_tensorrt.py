@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tensorrt_world
-from modelport import artifacts, checkpoints, exporters, gpu, pipeline, profiles
+from modelport import artifacts, checkpoints, cli, exporters, gpu, pipeline, profiles
 from modelport.errors import (
     BackendUnavailable,
     ClaimError,
@@ -356,13 +356,18 @@ def test_an_opset_too_low_is_refused_with_options_of_this_command(dtype: str, ne
     assert caught.value.hint == f"--opset {needed}, or --opset auto"
 
 
-def test_opset_auto_is_raised_where_the_graph_is_made() -> None:
+def test_opset_auto_is_raised_where_the_graph_is_made(
+    capsys: pytest.CaptureFixture[str]
+) -> None:
     """As a convolution in bfloat16 asks for."""
     wanted = EXPORTER.parent_options(TensorRTOptions(dtype="bf16", opset="auto"))
     raised = exporters.get("onnx").raised(wanted, 22)
     assert raised is not None
     assert raised.opset == 22
     assert EXPORTER.attention(TensorRTOptions(opset="auto")) == "sdpa"
+    arguments = ["export", "tensorrt", "--model", "demo", "--opset", "auto", "--opt-level", "6"]
+    assert cli.execute(arguments) == 2
+    assert "optimisation level 6" in capsys.readouterr().err  # and nothing of the opset
 
 
 def test_lengths_beyond_the_model_are_refused(

@@ -160,6 +160,41 @@ def test_a_missing_instruction_set(
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize(("made_on", "missing"), [
+    ({"avx_of_tomorrow": True}, "avx_of_tomorrow"), ({"sve_max_length": 7}, "sve_max_length")])
+def test_what_the_compiler_may_have_used_has_to_be_here(
+    artifact: artifacts.Artifact, loads: list[Any], made_on: dict[str, Any], missing: str
+) -> None:
+    with pytest.raises(BackendUnavailable, match=f"compiled for {missing}") as refused:
+        RUNTIME.open(with_metadata(artifact, record={"processor": made_on}))
+    assert refused.value.exit_code == 6
+    assert not loads
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("record", [
+    {"processor": None}, {"processor": {"num_logical_cores": 7000, "avx_of_tomorrow": False}}])
+def test_packages_of_before_and_of_lesser_processors_open(
+    artifact: artifacts.Artifact, record: dict[str, Any]
+) -> None:
+    feeds = hand_made.feeds(artifact.spec, batch=2, length=3)
+    with RUNTIME.open(with_metadata(artifact, record=record)) as session:
+        assert np.isfinite(session.run(feeds)["y"]).all()
+
+
+@pytest.mark.timeout(600)
+def test_another_kind_of_gpu(
+    artifact: artifacts.Artifact, loads: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RUNTIME, "unavailable", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    made = with_metadata(artifact, record={"device": "cuda"}, AOTI_COMPUTE_CAPABILITY="90")
+    with pytest.raises(BackendUnavailable, match="compute capability 90, and this GPU has 86"):
+        RUNTIME.open(made, "cuda")
+    assert not loads
+
+
+@pytest.mark.timeout(600)
 def test_a_changed_package_is_refused_before_it_is_loaded(
     artifact: artifacts.Artifact, loads: list[Any]
 ) -> None:
