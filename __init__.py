@@ -17,6 +17,8 @@ _PUBLIC: dict[str, str] = {
     "ModelRequest": ".pipeline",
     "Limits": ".pipeline",
     "CustomModel": ".checkpoints",
+    "Consent": ".checkpoints.consent",
+    "allowing": ".checkpoints.consent",
     "export": ".pipeline.custom",
     "load_pipeline": ".pipeline",
     "open_artifact": ".pipeline",

@@ -57,12 +57,15 @@ class _Bench(click.Command):
               help="Names, with options where wanted: onnxruntime,openvino:precision=bf16,"
                    "torch_eager:dtype=bfloat16.")
 @click.option("--batch-sizes",
-              help="Default: 1,2,4,8,16,32,64; 32 where only a corpus is measured.")
-@click.option("--seq-lens", help="Default: 16,128,384; none where only a corpus is measured.")
+              help="Default: 1,2,4,8,16,32,64; 32 where only a corpus is measured; 1,8,64 for a "
+                   "model that generates.")
+@click.option("--seq-lens",
+              help="Default: 16,128,384; none where only a corpus is measured; prompts of "
+                   "16,128,512 for a model that generates.")
 @click.option("--new-tokens", type=click.IntRange(2), default=32, show_default=True,
-              help="To generate, for models that do; --seq-lens are their prompts.")
+              help="To generate, for models that do.")
 @click.option("--eager", "eager", default="dynamic,static,compiled", show_default=True,
-              help="How transformers generates beside them.")
+              help="How transformers generates beside them, or none.")
 @click.option("--threads", default=None,
               help="Thread counts, such as 1,2; default: every core this process may use.")
 @click.option("--batching", help="Measure a corpus, cut like this: padded,sorted,token-budget.")
@@ -95,12 +98,15 @@ class _Bench(click.Command):
               help="Of --against: exit code 3 where something is surely slower by more.")
 @click.option("--output", "destination", type=click.Path(path_type=Path), default="run",
               show_default=True, help="Where cells and the report are kept.")
+@click.option("--any-kind", is_flag=True,
+              help="Pass over options that are only for models that generate, or only for others.")
 @click.option("--self-test", is_flag=True, help="Show that the statistics hold what they say.")
 @source_options
 @common
 def bench(
     output: Output, paths: tuple[Path, ...], destination: Path, self_test: bool,
-    against: Path | None, max_regression: float, new_tokens: int, eager: str, **chosen: Any,
+    any_kind: bool, against: Path | None, max_regression: float, new_tokens: int, eager: str,
+    **chosen: Any,
 ) -> int:
     """Measure artifacts against their source and say which one to deploy.
 
@@ -119,7 +125,9 @@ def bench(
     if not paths:
         raise click.UsageError("name at least one artifact")
     generates = pipeline.generates(paths[0])
-    if generates:
+    if any_kind:
+        pass  # what is for models of the other kind is passed over
+    elif generates:
         refuse_given(f"cannot be used with {paths[0]}, a model that generates", *OF_ONE_GRAPH)
     else:
         refuse_given(f"cannot be used with {paths[0]}, which is one graph", *GENERATING)
@@ -139,6 +147,8 @@ def bench(
     if past is not None:
         comparison = benchmark.compare_runs(report, past, max_regression=max_regression)
         output.aside(benchmark.comparison_renderable(comparison))
+        if not comparison.changes:
+            report.require_complete()  # what failed says more than that nothing is left to compare
         comparison.require_counterparts(against)
         if comparison.past_limit:
             return ParityError.exit_code
@@ -191,7 +201,7 @@ def _generation(
     return pipeline.GenerationGrid(
         shapes,
         _baseline(baseline, baseline_weights),
-        tuple(eager.split(",")),
+        () if eager == "none" else tuple(eager.split(",")),
         {"rounds": rounds, "threads": cores[0], "device": device, "timeout": timeout})
 
 

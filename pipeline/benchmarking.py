@@ -19,9 +19,9 @@ from ..checkpoints import standins
 from ..errors import UsageError
 from ..runtimes import benchmark
 from ..spec import ModelSpec
-from . import references
 from .opening import open_artifact
 from .request import ModelRequest, Notify
+from .sources import spelled, told_apart
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
@@ -29,11 +29,10 @@ if TYPE_CHECKING:
     from ..runtimes.benchmark import Cell, CorpusSource, RunReport, Subject, Work
     from ..session import Session
 
-DEFAULT_RUNTIMES = ("onnxruntime", "torchscript", "aotinductor", "tensorrt", "torch_eager")
+EAGER = "torch_eager"
+"""Runs the source as it was published."""
+DEFAULT_RUNTIMES = ("onnxruntime", "torchscript", "aotinductor", "tensorrt", EAGER)
 """What is measured unless ``--runtimes`` says otherwise; the rest is for comparison."""
-
-SOURCE = "source"
-"""Parity of the model itself, computed as it was published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +127,8 @@ def bench(
     request = benchmark.SweepRequest(
         tuple(subjects),
         output,
-        baseline=next((s.name for s in subjects if s.parity == SOURCE), None),
+        baseline=next((s.name for s in subjects
+                       if s.parity == benchmark.SOURCE and s.runtime == EAGER), None),
         work=_work(source or _source(measured[0])),
         **options,
     )
@@ -164,7 +164,7 @@ def open_path(
     model = checkpoints.load_reference(
         ModelRequest(**fields).resolve(), dtype=dtype, attention="sdpa"
     )
-    chosen = runtimes.get(runtime or "torch_eager")
+    chosen = runtimes.get(runtime or EAGER)
     return chosen.open(model, device, options)
 
 
@@ -274,21 +274,21 @@ def _of_baseline(source: Checkpoint | None, wanted: Sequence[Entrant]) -> list[S
         return []
     known = {r.name for r in runtimes.for_format(runtimes.CHECKPOINT)}
     able = [entrant for entrant in wanted if entrant.runtime in known]
-    if all(_computed_in(entrant) != "float32" for entrant in able):
+    if not any(e.runtime == EAGER and _computed_in(e) == "float32" for e in able):
         # The others are compared with the model as it was published, whatever else is measured.
-        able.append(Entrant.of("torch_eager"))
+        able.append(Entrant.of(EAGER))
     found = []
     for entrant in able:
         dtype = _computed_in(entrant)
         found.append(
             benchmark.Subject(
                 name=entrant.name(Path(source.origin.model).name, alone=False),
-                path=_spelled(source, dtype),
-                identity=hashlib.sha256(repr(references.identity(source)).encode()).hexdigest(),
+                path=spelled(source, dtype=dtype),
+                identity=told_apart(source),
                 runtime=entrant.runtime,
                 dtype=dtype,
                 options={k: v for k, v in entrant.options.items() if k != "dtype"},
-                parity=SOURCE if dtype == "float32" else "not validated",
+                parity=benchmark.SOURCE if dtype == "float32" else "not validated",
                 weight_bytes=sum(t.nbytes for t in source.tensors.values()),
             )
         )
@@ -304,17 +304,6 @@ def _dtype(entrant: Entrant, stated: str) -> str:
     """What the arithmetic is done in: the runtime's option for it has the last word."""
     named = {"bf16": "bfloat16", "fp32": "float32"}
     return named.get(str(entrant.options.get("precision")), stated)
-
-
-def _spelled(source: Checkpoint, dtype: str) -> str:
-    """A source as :func:`open_path` reads it: by its directory, so that no hub is asked again.
-
-    A module that a file makes is made anew there; its directory holds no more than its weights.
-    """
-    model = str(source.root) if source.make is None else source.origin.model
-    fields = {"model": model, "task": source.task, "dtype": dtype}
-    trusted = {"trust_remote_code": True} if source.origin.remote_code else {}
-    return json.dumps({**fields, **trusted}, sort_keys=True)
 
 
 def _corpus(path: Path, roots: Sequence[Path], spec: ModelSpec) -> CorpusSource:

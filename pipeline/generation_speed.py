@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import artifacts, checkpoints, runtimes
-from ..errors import ModelportError, UsageError
+from ..errors import ModelportError, PickleRefused, UnsafeError, UsageError
 from ..runtimes import benchmark
 from .opening import load_pipeline
 from .request import ModelRequest, Notify
+from .sources import spelled, told_apart
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
@@ -29,7 +30,8 @@ class GenerationGrid:
     Attributes:
         shapes: every one is measured with every contestant.
         baseline: the source; None takes what the first artifact was made from, if it can be had.
-        eager: among :data:`EAGER`; the first is what ratios are taken to.
+        eager: among :data:`EAGER`; the first is what ratios are taken to. Empty: the source is
+            not measured.
         options: rounds, threads, device, timeout: what the measurement itself takes.
     """
 
@@ -113,14 +115,18 @@ def _of_artifacts(measured: Sequence[Artifact]) -> list[Contestant]:
 def _of_source(
     request: ModelRequest, modes: Sequence[str], *, asked: bool
 ) -> list[Contestant]:
+    if not modes:
+        return []
     try:
         checkpoint = request.resolve()
+    except UnsafeError as error:  # to leave it out unasked would hide what nobody measured
+        flag = "--allow-pickle" if isinstance(error, PickleRefused) else "--trust-remote-code"
+        raise type(error)(error.found, allowed=error.allowed,
+                          hint=f"{flag}, or --eager none: without the source") from error
     except ModelportError:
         if asked:
             raise
         return []
-    trusted = {"trust_remote_code": True} if checkpoint.origin.remote_code else {}
-    path = json.dumps({"model": str(checkpoint.root), "task": checkpoint.task, **trusted},
-                      sort_keys=True)
+    path, identity = spelled(checkpoint), told_apart(checkpoint)
     make: Callable[..., Contestant] = benchmark.Contestant
-    return [make(f"eager, {mode}", path, checkpoint.source.digest, mode) for mode in modes]
+    return [make(f"eager, {mode}", path, identity, mode) for mode in modes]

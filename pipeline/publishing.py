@@ -253,7 +253,8 @@ def _evidence(
         checks["benchmark"] = True
         if gate.against is not None and gate.max_regression is not None:
             notify(f"comparing with {gate.against}")
-            checks |= _regression(report, gate.against, gate.max_regression, reference)
+            checks |= _regression(report, artifact.manifest.identity, gate.against,
+                                  gate.max_regression, reference)
     return checks
 
 
@@ -285,7 +286,7 @@ def _benchmark(root: Path, identity: str) -> Report:
 
 
 def _regression(
-    report: Report, against: str, limit: float, destination: Reference
+    report: Report, identity: str, against: str, limit: float, destination: Reference
 ) -> dict[str, Any]:
     """Compare two benchmarks; what the release records of it.
 
@@ -307,7 +308,7 @@ def _regression(
         only = frozenset({artifacts.BENCHMARK})
         destinations.fetch(repository, head, Path(scratch), only=only)
         past = benchmark.load_report(Path(scratch) / artifacts.BENCHMARK)
-    found = benchmark.compare_runs(report, past, max_regression=limit)
+    found = benchmark.compare_runs(report, past, max_regression=limit, identity=identity)
     machine = "" if found.same_machine else " (measured on different machines)"
     if not found.repeated:  # the same artifact, published again, is no slower than itself
         found.require_counterparts(against)

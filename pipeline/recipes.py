@@ -37,6 +37,8 @@ Where = Literal["local", "ray"]
 _KEYS: Final = frozenset({"output", "models", "formats", "precisions", "profiles", "bench",
                           "publish", "placement"})
 DONE = ".stages"
+CONSENT = ("allow-pickle", "trust-remote-code")
+"""What is allowed for a model is allowed in its benchmark, too, which runs it."""
 """Below the output: for each cell and kind the stage that finished last, and the lock of a run."""
 
 
@@ -230,7 +232,11 @@ def _chain(
     key = _digest(exported, basis)
     stages = [Stage("export", cell, (*exported, "--output", str(place), "--force"), place, key)]
     if document.get("bench") is not None:
-        bench = ("bench", str(place), *_flags(document["bench"] or {}))
+        # One block is for every model of the matrix, whether it generates or not.
+        consent = {name: allowed for name, allowed in model.items()
+                   if str(name).replace("_", "-") in CONSENT}
+        bench = ("bench", str(place), *_flags({**consent, **(document["bench"] or {})}),
+                 "--any-kind")
         key = _digest(bench, stages[-1].key, _files(document["bench"] or {}))
         stages.append(Stage("bench", cell, bench, place, key))
     if document.get("publish"):

@@ -29,6 +29,7 @@ _PUBLIC: dict[str, str] = {
     "plan": ".sweep",
     "REPORT": ".report",
     "Report": ".reading",
+    "SOURCE": ".report",
     "RunReport": ".report",
     "Row": ".report",
     "Recommendation": ".report",

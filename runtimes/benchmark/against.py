@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ...errors import GateRefused
 from . import statistics as st
 from .generation import GenerationReport, totals
+from .report import SOURCE
 from .summary import paces
 
 if TYPE_CHECKING:
@@ -79,17 +80,23 @@ class RunComparison:
 
 
 def compare_runs(
-    new: Report, old: Report, *, max_regression: float = 0.05, seed: int = 0
+    new: Report, old: Report, *, max_regression: float = 0.05, seed: int = 0, identity: str = ""
 ) -> RunComparison:
     """Match what was measured by what the user named; artifacts may differ, that is the point.
 
     Cells match by subject, runtime, device, dtype, threads, options, shape and corpus; what
     generates by name and shape, and is compared by the whole call. Rounds of different runs are
     not paired. The floor is that of both runs' twins; where models generate, what the baseline
-    itself, the same in both, differs by.
+    itself, the same in both, differs by. The source is no artifact: it is never a change.
+
+    Args:
+        identity: of the one artifact that matters; "": all of the new run.
     """
     recent, earlier = _grouped(new), _grouped(old)
     floor = _floor(new, old, recent, earlier, seed)
+    recent, earlier = _artifacts(recent, _source(new)), _artifacts(earlier, _source(old))
+    if identity:
+        recent = {name: group for name, group in recent.items() if group.identity == identity}
     changes, repeated = [], []
     for name in recent.keys() & earlier.keys():
         if _samples(recent[name]) == _samples(earlier[name]):
@@ -106,16 +113,18 @@ def compare_runs(
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """One configuration: its label, and seconds by round."""
+    """One configuration: its label, digest of what was measured, and seconds by round."""
 
     label: str
+    identity: str
     rounds: Mapping[int, NDArray[np.float64]]
 
 
 def _grouped(report: Report) -> dict[Hashable, _Group]:
     if isinstance(report, GenerationReport):
         return {(line.contestant, line.shape): _Group(
-                    line.label, totals(line.contestant, line.shape, report.processes))
+                    line.label, report.identities.get(line.contestant, ""),
+                    totals(line.contestant, line.shape, report.processes))
                 for line in report.lines
                 if line.verdict is not None and line.verdict.word != "invalid"}
     usable = {_name(row.cell) for row in report.rows if row.verdict.word != "invalid"}
@@ -126,7 +135,22 @@ def _grouped(report: Report) -> dict[Hashable, _Group]:
             found = result.corpus
             corpus = (found.sentences, found.tokens) if found else None
             groups[*name, corpus].append(result)
-    return {name: _Group(mine[0].cell.label(), paces(mine)) for name, mine in groups.items()}
+    return {name: _Group(mine[0].cell.label(), mine[0].cell.identity, paces(mine))
+            for name, mine in groups.items()}
+
+
+def _artifacts(
+    groups: Mapping[Hashable, _Group], source: str | None
+) -> dict[Hashable, _Group]:
+    return {name: group for name, group in groups.items()
+            if source is None or group.identity != source}
+
+
+def _source(report: Report) -> str | None:
+    """Digest of the source that artifacts were measured beside; None where it was not."""
+    if isinstance(report, GenerationReport):
+        return report.identities.get(report.baseline) if report.baseline else None
+    return next((row.cell.identity for row in report.rows if row.parity == SOURCE), None)
 
 
 def _name(cell: Cell) -> tuple[Hashable, ...]:
@@ -138,21 +162,14 @@ def _floor(
     earlier: Mapping[Hashable, _Group], seed: int,
 ) -> float:
     if isinstance(new, GenerationReport) or isinstance(old, GenerationReport):
-        baseline = _baseline(new)
+        source = _source(new)
         same = [name for name in recent.keys() & earlier.keys()
-                if baseline is not None and baseline == _baseline(old)
-                and isinstance(name, tuple) and name[0] == baseline[0]]
+                if source is not None and source == _source(old)
+                and recent[name].identity == source]
         return st.noise_floor([
             st.ratio(recent[name].rounds, _apart(earlier[name].rounds), seed=seed)
             for name in same])
     return max([0.0, *new.floors.values(), *old.floors.values()])
-
-
-def _baseline(report: Report) -> tuple[str, str] | None:
-    """Name and digest of what ratios are taken to, where something generates."""
-    if not isinstance(report, GenerationReport) or report.baseline is None:
-        return None
-    return report.baseline, report.identities.get(report.baseline, "")
 
 
 def _samples(group: _Group) -> set[tuple[float, ...]]:

@@ -220,7 +220,7 @@ class GenerationReport:
         Raises:
             IncompleteError: says what, and why.
         """
-        if failed := [x for x in self.lines if x.failed]:
+        if failed := [x for x in self.lines if x.failed or x.failure]:
             causes = dict.fromkeys(f"{x.contestant}, {x.shape}: {x.failure}" for x in failed)
             raise IncompleteError(
                 f"{len(failed)} of {len(self.lines)} lines failed, in whole or in part: "
@@ -274,16 +274,18 @@ def _process(
     if found is not None:  # what failed in an earlier call is tried again
         found = replace(found, shapes=tuple(m for m in found.shapes if m.samples))
         write_json(place, asdict(found))
-    lost = {m.shape: m for m in hopeless}
+    lost = {m.shape: m for m in hopeless if m.shape not in _done(found)}
     while missing := [s for s in request.shapes if s not in {*lost, *_done(found)}]:
+        before = _stamp(place)
         reason = _run({**job, "shapes": [asdict(s) for s in missing]}, place, request)
         found = read_process(place)
-        if found is None:
-            return Process(contestant.name, number, 0.0, 0, 0, (), failure=reason)
-        if left := [s for s in missing if s not in _done(found)]:
-            lost[left[0]] = Measured(left[0], failure=reason)  # the one that it was at
+        left = [s for s in missing if s not in _done(found)]
+        if _stamp(place) != before:
+            left = left[:1]  # the one that it was at; else it was not even opened
+        lost |= {shape: Measured(shape, failure=reason) for shape in left}
     if found is None:
-        return Process(contestant.name, number, 0.0, 0, 0, tuple(lost.values()))
+        why = next(m.failure for m in lost.values())
+        return Process(contestant.name, number, 0.0, 0, 0, tuple(lost.values()), failure=why)
     return replace(found, shapes=(*found.shapes, *lost.values()))
 
 
@@ -319,12 +321,17 @@ def _run(job: Mapping[str, Any], place: Path, request: GenerationRequest) -> str
 def _ended(child: subprocess.Popen[bytes], place: Path, seconds: float) -> int | None:
     """Its status; None when it finished nothing for so long."""
     while True:
-        before = place.stat().st_mtime_ns if place.exists() else 0
+        before = _stamp(place)
         try:
             return child.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
-            if (place.stat().st_mtime_ns if place.exists() else 0) == before:
+            if _stamp(place) == before:
                 return None
+
+
+def _stamp(place: Path) -> int:
+    """Another whenever a process has added to what it found."""
+    return place.stat().st_mtime_ns if place.exists() else 0
 
 
 def _hopeless(name: str, shapes: Sequence[Shape], done: Sequence[Process]) -> list[Measured]:

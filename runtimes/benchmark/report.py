@@ -17,6 +17,8 @@ from .environment import Environment
 from .records import Cell, CellResult, ColdStart, Load, Status
 
 REPORT = "benchmark.json"
+SOURCE = "source"
+"""Parity of the model itself, computed as it was published."""
 Objective = Literal["lowest p50", "highest throughput", "smallest", "p95 within limit"]
 
 

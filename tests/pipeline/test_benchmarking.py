@@ -159,6 +159,14 @@ def test_the_source_is_measured_whatever_runtimes_are_named(artifact, source, tm
     assert found["reference"] == "model/torch_eager"
 
 
+def test_what_compiles_the_source_is_not_what_it_is_measured_against(source):
+    from modelport.pipeline.benchmarking import Entrant, _of_baseline
+
+    found = _of_baseline(pipeline.ModelRequest(str(source)).resolve(),
+                         [Entrant.of("onnxruntime"), Entrant.of("torch_compile")])
+    assert [one.runtime for one in found] == ["torch_compile", "torch_eager"]
+
+
 def test_the_source_for_another_task_is_another_measurement(artifact, source, tmp_path):
     from modelport.pipeline.benchmarking import Entrant, _of_baseline
 
@@ -205,6 +213,9 @@ def test_a_run_is_held_against_an_older_one(artifact, tmp_path, capsys):
 def test_options_that_would_be_ignored_are_refused(artifact, monkeypatch, capsys):
     assert execute(["bench", str(artifact), "--new-tokens", "4"]) == 2
     assert "--new-tokens cannot be used" in capsys.readouterr().err
+    monkeypatch.setattr(pipeline, "bench", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(pytest.fail.Exception, match="measured"):
+        execute(["bench", str(artifact), "--new-tokens", "4", "--any-kind"])
     monkeypatch.setattr(pipeline, "generates", lambda _: True)
     assert execute(["bench", str(artifact), "--scenario", "server", "--p95", "3"]) == 2
     assert "--scenario cannot be used" in capsys.readouterr().err

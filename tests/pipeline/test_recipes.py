@@ -190,6 +190,14 @@ def test_the_command_line_shows_the_plan(tmp_path, capsys):
     assert execute(["run", str(FROZEN)]) == 2, "an artifact needs a text"
 
 
+def test_what_is_allowed_for_a_model_is_allowed_in_its_benchmark(tmp_path):
+    recipe = write(tmp_path, models=[{"model": "demo", "allow_pickle": True}, "camembert-base"],
+                   bench={"rounds": 1})
+    asked = {s.cell: s.arguments for s in recipes.plan(recipe) if s.kind == "bench"}
+    assert ["--allow-pickle" in words for words in asked.values()] == [True, False]
+    assert all("--any-kind" in words for words in asked.values())
+
+
 def test_what_a_stage_asks_of_a_node(tmp_path):
     recipe = write(tmp_path, models=["demo"], formats=["onnx", "tensorrt"],
                    precisions=["fp32", "fp16"], profiles={"a": {}, "b": {"opset": 17}},

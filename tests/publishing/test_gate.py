@@ -278,7 +278,7 @@ def test_a_regression_is_refused(proven, url, monkeypatch, slower):
     monkeypatch.setattr(benchmark, "load_report", lambda path: seen.append(path) or report)
     change = Change("onnx batch 1", Comparison(None, "slower", 0.0, ""), past_limit=slower)
     found = benchmark.RunComparison((change,), 0.05, same_machine=True)
-    monkeypatch.setattr(benchmark, "compare_runs", lambda new, old, max_regression: found)
+    monkeypatch.setattr(benchmark, "compare_runs", lambda new, old, **_: found)
     gate = Gate(max_regression=0.05, against=f"{url}:previous")
     first = publish(proven, url, gate)  # nothing to compare with yet, and the record says so
     assert first.release.checks["against"] is None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from benchmark_fakes import outcome, request, result, subject, typical
 from modelport.errors import GateRefused
@@ -86,3 +88,23 @@ def test_passes_over_different_texts_are_not_compared(tmp_path, tokens, compared
 
     found = compare_runs(passing(1, tokens), passing(0, 300))
     assert len(found.changes) == compared
+
+
+def test_only_the_artifact_that_is_asked_for_counts(tmp_path):
+    new, old = run(tmp_path, {"a": 1.2, "b": 1.0}, seed=1), run(tmp_path, {"a": 1.0, "b": 1.0})
+    assert [c.label.split()[0] for c in compare_runs(new, old).past_limit] == ["a"]
+    found = compare_runs(new, old, identity="identity of b")
+    assert [c.label.split()[0] for c in found.changes] == ["b"]
+
+
+def test_the_source_is_no_artifact(tmp_path):
+    def sourced(seconds, seed):
+        both = replace(subject("model"), parity="source"), subject("mine")
+        asked = request(tmp_path, *both, rounds=5, aa=True)
+        return summarise(asked, outcome(asked, typical(seconds, seed)))
+
+    new = sourced({"model": 1.5, "mine": 1.0}, 1)
+    old = sourced({"model": 1.0, "mine": 1.0}, 0)
+    found = compare_runs(new, old)
+    assert [c.label.split()[0] for c in found.changes] == ["mine"]
+    assert not found.past_limit

@@ -307,9 +307,51 @@ def test_an_older_run_is_the_measure_where_the_source_took_as_long(
     """What the source itself differs by from run to run is the machine, not the artifact."""
     new = five(tmp_path, 0.01 * slower, 0.02 * machine, seed=1)
     found = benchmark.compare_runs(new, five(tmp_path, 0.01), max_regression=0.05)
-    change = next(c for c in found.changes if c.label.startswith("mine"))
+    (change,) = found.changes  # the source is no artifact, however much slower it got
+    assert change.label.startswith("mine")
     assert change.past_limit is past
     assert not found.only_new
+
+
+def test_a_source_that_both_runs_measured_is_no_counterpart(tmp_path: Path) -> None:
+    """A renamed artifact is compared with nothing, though the source is there on both sides."""
+    new, old = five(tmp_path, 0.01, seed=1), five(tmp_path, 0.01)
+    lines = tuple(dataclasses.replace(x, contestant="renamed") if x.contestant == "mine" else x
+                  for x in old.lines)
+    processes = tuple(dataclasses.replace(p, contestant="renamed") if p.contestant == "mine" else p
+                      for p in old.processes)
+    old = dataclasses.replace(old, lines=lines, processes=processes)
+    found = benchmark.compare_runs(new, old)
+    assert (len(found.only_new), len(found.only_old)) == (1, 1)
+    with pytest.raises(GateRefused, match="now: mine"):
+        found.require_counterparts("OLD")
+
+
+def test_what_never_opened_has_no_time_to_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine(monkeypatch, lambda name, shape: "cannot open" if name == "mine" else "")
+    report = generation.run_generation(asked_of(tmp_path, 5))
+    assert "| mine | 0" not in benchmark.markdown(report)
+    assert all(p.failure == "not started again: cannot open" for p in report.processes
+               if p.contestant == "mine" and p.round > 1)
+
+
+def test_a_process_that_cannot_open_again_gives_up_all_its_shapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def dies(name: str, shape: Shape | None) -> str:
+        if shape is not None:
+            return "killed" if name == "mine" and shape == THREE[0] else ""
+        opened.append(name)
+        return "no memory" if opened.count("mine") > 1 and name == "mine" else ""
+
+    machine = Machine(monkeypatch, dies)
+    found = generation.run_generation(asked_of(tmp_path, 1))
+    assert len([r for r in machine.runs if r[0] == "mine"]) == 2
+    assert [found.line("mine", s).failure for s in THREE] == ["killed", "no memory", "no memory"]
 
 
 def test_a_run_of_graphs_has_no_counterpart_of_one_that_generates(tmp_path: Path) -> None:
