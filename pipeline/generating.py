@@ -62,6 +62,9 @@ SUSPECT = validate.Rule().suspect
 
 CONTINUATION = "continuation"
 
+FIRST = 2
+"""Cases of tokens that no limit leaves out: one prompt alone is not told from another."""
+
 STAGES = 2
 """What is judged beside the parts: the steps of a given continuation, and tokens."""
 
@@ -268,8 +271,8 @@ def judged(
 
     Args:
         settings: how the parts were judged; those of reduced precision name its parent.
-        end: value of ``time.monotonic`` after which no case is begun but the first; None for no
-            limit. What Bark says is not cut short.
+        end: value of ``time.monotonic`` after which no case is begun but the first of the steps
+            and the first :data:`FIRST` of the tokens; None for no limit. What Bark says is not cut short.
     """
     precision = artifact.manifest.facts.get("precision")
     if precision not in (None, *HALVES):
@@ -300,7 +303,7 @@ def judged(
             lambda: opened.enter_context(truth(Forced, forced)),
         )  # fmt: skip
         for number, case in enumerate(prompt.cases(prompt.spec)):
-            if number and share(end, 1) == 0:
+            if number >= FIRST and share(end, 1) == 0:
                 tokens.leave_out(case)
             else:
                 tokens.compare(case)

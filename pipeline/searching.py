@@ -246,7 +246,7 @@ class Search:
     def _judged(self, root: Path, place: Path, step: Derivation) -> Manifest:
         """Its manifest with the verdict of its gates, of reduced precision within a limit.
 
-        In full where that was too short for a single case. A float32 artifact shares the stored
+        In full where that compared nothing of a graph or of the steps. A float32 artifact shares the stored
         references and is always judged in full: Gate B of what is made from it rests on that.
         """
         if not transforms.get(step.transform).lossy:
@@ -254,7 +254,7 @@ class Search:
         _tried(place).touch()
         graphs = max(1, len(artifacts.read(root).manifest.components))
         manifest = self._validator.validate(root, PROOF_SECONDS * graphs)
-        if manifest.parity and not manifest.parity.comparisons:
+        if manifest.parity and (not manifest.parity.comparisons or _untold(root)):
             manifest = self._validator.validate(root)
             _tried(place).unlink()
         return manifest
@@ -399,6 +399,20 @@ def _found(place: Path) -> Artifact | None:
     shutil.rmtree(place)
     _tried(place).unlink(missing_ok=True)
     return None
+
+
+def _untold(root: Path) -> bool:
+    """Whether cases were left out of a graph, or of the steps, of which nothing was compared."""
+    report = parity_report(artifacts.read(root))
+    if report is None:
+        return False
+    shown = {_part(result.case) for result in report.results if result.samples}
+    return not shown.issuperset(_part(left.case) for left in report.left_out)
+
+
+def _part(label: str) -> str:
+    first = label.split()[0]
+    return first if first.startswith("part=") else ""
 
 
 def _failed(place: Path) -> Path:

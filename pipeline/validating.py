@@ -36,8 +36,9 @@ class Limits:
 
     Attributes:
         sizes: sizes by dimension that replace the default matrix.
-        max_seconds: for everything but the effects on the answers, whose limits need their rows;
-            None lets what coverage rests on take what it needs.
+        max_seconds: for everything but the effects on the answers, whose limits need their rows,
+            and the first cases of each graph and of what they generate, which are always run:
+            a limit alone fails nothing. None lets what coverage rests on take what it needs.
         max_memory: bytes for one case's arrays; None is the validator's default.
         inputs: ``.npz`` file with the user's own feeds, compared besides the matrix.
         budget: what effects on the answers are accepted (Gate C); None measures them only where
@@ -216,7 +217,7 @@ def _judge_parts(
 ) -> ParityReport:
     """Every part as a model of its own, and then what they generate together.
 
-    Each has its share of what is left of the time then.
+    Each has its share of what is left of the time then, and runs its first case if nothing is.
     """
     artifact = subject.artifact
     assert artifact is not None

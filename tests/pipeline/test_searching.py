@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from modelport import artifacts, checkpoints, exporters, pipeline
+from modelport import artifacts, checkpoints, exporters, pipeline, validate
 from modelport.artifacts.manifest import Manifest, ParitySummary
 from modelport.errors import ExportError, UsageError
 from modelport.exporters.onnx import OnnxOptions
@@ -135,6 +135,25 @@ def test_less_precise_is_tried_within_a_limit_and_placed_only_if_proven_in_full(
     assert {t["name"]: t["reason"] for t in table["trials"]}["int8-dynamic"] == reason
     assert made.manifest.proven
     assert list((tmp_path / "out.search").glob("*.tried")) == []
+
+
+@pytest.mark.parametrize(("shown", "left", "untold"), [
+    ("part=decoder batch=1", "part=decoder batch=3", False),
+    ("part=decoder batch=1", "part=steps batch=3", True),
+    ("batch=1", "batch=3", False),
+    (None, "batch=3", True),
+])
+def test_a_trial_of_which_a_part_was_not_compared_is_no_verdict(
+    tmp_path: Path, shown: str | None, left: str, untold: bool
+) -> None:
+    place = shutil.copytree(FROZEN, tmp_path / "place")
+    (place / artifacts.PARITY).unlink(missing_ok=True)
+    assert not searching._untold(place), "no report says that anything was left out"
+    results = [validate.Result(shown, "logits", "translation", "pass", samples=1)] if shown else []
+    report = validate.ParityReport("fail", {}, validate.Rule(), True, 1, (), tuple(results),
+                                   (validate.LeftOut(left, "no time"),))
+    (place / artifacts.PARITY).write_text(report.to_json())
+    assert searching._untold(place) == untold
 
 
 def test_what_is_found_again_is_of_the_same_model_task_and_files(
