@@ -176,13 +176,48 @@ def test_what_is_found_again_is_of_the_same_model_task_and_files(
 
     first = place()
     assert place() == first
-    others = [place("feature-extraction"), place(own=True), place(own=True)]
+    others = [place("feature-extraction"), place(own=True)]
     texts.write_text("two")
     others.append(place())
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.1}))
     others.append(place())
-    assert len({first, *others}) == 6
+    assert len({first, *others}) == 5
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_search_of_code_of_ones_own_begins_anew(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    exporter = exporters.get("onnx")
+    monkeypatch.setattr(type(exporter), "candidates", lambda self, options:
+                        (OnnxOptions(),) if options.optimize == "auto" else ())
+    monkeypatch.setattr(checkpoints.Checkpoint, "own_code", own)
+    monkeypatch.setattr(figures, "measure", lambda _, made, *rest: {
+        name: figures.Figures("onnxruntime", 1, 1, 1) for name in made})
+    exports: list[Path] = []
+
+    def verdict(_: Validator, root: Path, max_seconds: float | None = None) -> Manifest:
+        exports.append(root)
+        manifest = artifacts.read(root).manifest
+        parity = ParitySummary("pass", manifest.identity, {"translation": "pass"}, None, 9)
+        return artifacts.write_manifest(
+            root, dataclasses.replace(manifest, parity=parity)).manifest
+
+    monkeypatch.setattr(Validator, "validate", verdict)
+    request, out = pipeline.ModelRequest(str(tiny("bert"))), tmp_path / "out"
+    work, old = tmp_path / "out.search", "0123456789abcdef"
+    for name in (f"{old}/x", f"{old}.rejected/x", "measured/x", "mine/x"):
+        (work / name).mkdir(parents=True)
+    for name in (f"{old}.tried", f"{old}.failed", "notes"):
+        (work / name).touch()
+    for _ in range(2):
+        pipeline.export("onnx", request, out, OnnxOptions(optimize="auto"), force=True)
+    assert len(exports) == (2 if own else 1)
+    left = {place.name for place in work.glob("[!.]*")}
+    left -= {exports[-1].name.split(".")[1]}  # staged as .NAME.partial-…
+    assert left == ({"mine", "notes"} if own else {
+        old, f"{old}.rejected", f"{old}.tried", f"{old}.failed", "measured", "mine", "notes"})
 
 
 def test_what_a_kill_left_unproven_is_made_again(
