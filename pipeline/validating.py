@@ -62,6 +62,11 @@ class Limits:
         """The settings with these limits on how the artifact is run."""
         return replace(settings, isolated=self.isolated, case_seconds=self.case_seconds)
 
+    @property
+    def short(self) -> bool:
+        """Whether less time is allowed than by default."""
+        return self.max_seconds is not None and self.max_seconds < matrix.DEFAULT_SECONDS
+
 
 def validate_artifact(
     path: Path,
@@ -116,7 +121,7 @@ def _validated(
     if subject.parts:
         report = _judge_parts(subject, checkpoint, runtime, device, limits, notify)
     else:
-        report = _judge(subject, checkpoint, device, limits, notify)
+        report = _judge(subject, checkpoint, device, limits, limits.max_seconds, notify)
     if subject.artifact and reference is None and not (limits.sizes and report.accepted):
         summary = report.summary(subject.artifact.manifest.identity)
         artifacts.with_report(subject.artifact, artifacts.PARITY, report.to_json(), summary)
@@ -151,12 +156,17 @@ def parity_report(artifact: Artifact) -> ParityReport | None:
 
 
 def _judge(
-    subject: Subject, checkpoint: Checkpoint, device: str, limits: Limits, notify: Notify
+    subject: Subject, checkpoint: Checkpoint, device: str, limits: Limits, seconds: float | None,
+    notify: Notify,
 ) -> ParityReport:
-    """Gates 0, A or B against a checkpoint, and C where it applies."""
+    """Gates 0, A or B against a checkpoint, and C where it applies.
+
+    Args:
+        seconds: this model's share of the time that ``limits`` allow; the whole if it is alone.
+    """
     sides = references(subject.artifact, subject.spec, checkpoint, device, subject.part)
     facts = _facts(subject)
-    plan = _plan(subject.spec, facts, checkpoint.root, limits)
+    plan = _plan(subject.spec, facts, checkpoint.root, replace(limits, max_seconds=seconds))
     known = partial(_cache, subject.spec, subject.part, checkpoint, device)
     report = validate.judge(
         subject.open,
@@ -168,10 +178,8 @@ def _judge(
         cache=known(facts.get("precision") or "float32") if limits.cache else None,
         on_progress=_steps(notify),
     )
-    if absent := _left_out_on_request(report, subject.spec, facts, checkpoint.root, limits):
-        note = (f"narrowed by the limits that were given: {absent} cases that coverage rests on "
-                "did not run, and a pass without them is not published")
-        report = replace(report, narrowed=True, notes=(*report.notes, note))
+    report = report.cut_short(
+        _left_out_on_request(report, subject.spec, facts, checkpoint.root, limits))
     reduced = sides.settings.gate == "precision"
     if limits.budget is None and not reduced:
         return report
@@ -229,13 +237,13 @@ def _judge_parts(
     for name, part in subject.parts.items():
         sizes = {dim: chosen for dim, chosen in limits.sizes.items() if dim in part.spec.free}
         seconds = generating.share(end, len(subject.parts) - len(reports) + generating.STAGES)
-        reports[name] = _judge(part, checkpoint, device,
-                               replace(limits, sizes=sizes, max_seconds=seconds),
+        reports[name] = _judge(part, checkpoint, device, replace(limits, sizes=sizes), seconds,
                                partial(_of_part, notify, name))
     first = next(iter(subject.parts.values()))
     sides = references(first.artifact, first.spec, checkpoint, device, first.part)
     return generating.judged(reports, artifact, checkpoint, limits.applied(sides.settings),
-                             end=end, runtime=runtime, device=device, notify=notify)
+                             end=end, tight=limits.short, runtime=runtime, device=device,
+                             notify=notify)
 
 
 def _of_part(notify: Notify, name: str, text: str) -> None:
@@ -313,9 +321,8 @@ def _left_out_on_request(
     matrix on a slow machine) does not count: there is no proof of these artifacts without it. And
     a tighter limit that costs only cases beyond coverage narrows nothing.
     """
-    seconds, memory = limits.max_seconds, limits.max_memory
-    if ((seconds is None or seconds >= matrix.DEFAULT_SECONDS)
-            and (memory is None or memory >= matrix.MAX_MEMORY)):
+    memory = limits.max_memory
+    if not limits.short and (memory is None or memory >= matrix.MAX_MEMORY):
         return 0
     usual = _plan(spec, facts, root, replace(limits, max_seconds=None, max_memory=None))
     ran = {case.label for case in report.cases}
