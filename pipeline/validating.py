@@ -84,7 +84,7 @@ def validate_artifact(
         reference: None takes the source named in the manifest, whose weights must be the very
             ones the artifact was made from. Only then is the verdict recorded, and a pass only if
             ``limits`` does not choose the sizes. One whose limits of time or memory left out what
-            coverage rests on says so, and is not published.
+            coverage rests on says so, is not published, and does not replace one in full.
         runtime, device: what runs the artifact.
 
     Raises:
@@ -122,7 +122,11 @@ def _validated(
         report = _judge_parts(subject, checkpoint, runtime, device, limits, notify)
     else:
         report = _judge(subject, checkpoint, device, limits, limits.max_seconds, notify)
-    if subject.artifact and reference is None and not (limits.sizes and report.accepted):
+    if subject.artifact is None or reference is not None or (limits.sizes and report.accepted):
+        return report
+    if report.accepted and report.narrowed and _proven_in_full(subject.artifact):
+        report = _noted(report, "not recorded: the pass on record is of more cases")
+    else:
         summary = report.summary(subject.artifact.manifest.identity)
         artifacts.with_report(subject.artifact, artifacts.PARITY, report.to_json(), summary)
     return report
@@ -153,6 +157,14 @@ def parity_report(artifact: Artifact) -> ParityReport | None:
     """The report stored in an artifact; None when it has not been validated."""
     path = artifact.root / artifacts.PARITY
     return validate.from_json(path.read_bytes()) if path.exists() else None
+
+
+def _proven_in_full(artifact: Artifact) -> bool:
+    """Whether a pass of these very files is on record that no limit narrowed."""
+    manifest = artifact.manifest
+    report = parity_report(artifact) if manifest.proven else None
+    return (report is not None and not report.narrowed
+            and report.summary(manifest.identity) == manifest.parity)
 
 
 def _judge(
