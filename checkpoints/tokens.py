@@ -74,7 +74,8 @@ def _loaded(load: Callable[..., Any], root: Path, config: str) -> Any:
 
     An artifact is nothing but files: it brings no code of its own.
     """
-    trusted = consent.given().trust_remote_code and not (root / MANIFEST).is_file()
+    artifact = (root / MANIFEST).is_file()
+    trusted = consent.given().trust_remote_code and not artifact
     try:
         return load(root, local_files_only=True, trust_remote_code=trusted)
     except ValueError as error:
@@ -82,7 +83,9 @@ def _loaded(load: Callable[..., Any], root: Path, config: str) -> Any:
             raise
         raise RemoteCodeRefused(f"{root} wants to run Python of its own (auto_map in {config})",
                                 allowed="classes that transformers has",
-                                hint="read that code, then --trust-remote-code") from error
+                                hint="give arrays (modelport.open_artifact in Python): an artifact "
+                                     "brings no code" if artifact else
+                                     "read that code, then --trust-remote-code") from error
 
 
 def tokenize(

@@ -62,6 +62,9 @@ SUSPECT = validate.Rule().suspect
 
 CONTINUATION = "continuation"
 
+FIRST = 2
+"""Cases of tokens that no limit leaves out: one prompt alone is not told from another."""
+
 STAGES = 2
 """What is judged beside the parts: the steps of a given continuation, and tokens."""
 
@@ -258,6 +261,7 @@ def judged(
     settings: validate.Settings,
     *,
     end: float | None,
+    tight: bool,
     runtime: str | None,
     device: str,
     notify: Notify,
@@ -268,8 +272,10 @@ def judged(
 
     Args:
         settings: how the parts were judged; those of reduced precision name its parent.
-        end: value of ``time.monotonic`` after which no case is begun but the first; None for no
-            limit. What Bark says is not cut short.
+        end: value of ``time.monotonic`` after which no case is begun but the first of the steps
+            and the first :data:`FIRST` of the tokens; None for no limit. What Bark says is not cut
+            short.
+        tight: the limit is below the default, so that what it leaves out narrows the proof.
     """
     precision = artifact.manifest.facts.get("precision")
     if precision not in (None, *HALVES):
@@ -300,11 +306,12 @@ def judged(
             lambda: opened.enter_context(truth(Forced, forced)),
         )  # fmt: skip
         for number, case in enumerate(prompt.cases(prompt.spec)):
-            if number and share(end, 1) == 0:
+            if number >= FIRST and share(end, 1) == 0:
                 tokens.leave_out(case)
             else:
                 tokens.compare(case)
-    return tokens.added_to(validate.joined({**reports, "steps": steps}))
+    report = tokens.added_to(validate.joined({**reports, "steps": steps}))
+    return report.cut_short(len(steps.left_out) + len(tokens.left)) if tight else report
 
 
 def _candidate(
@@ -372,12 +379,12 @@ class _Tokens:
         self._results: list[validate.Result] = []
         self._first: dict[bytes, np.ndarray] = {}
         self._notes: list[str] = []
-        self._left: list[validate.LeftOut] = []
+        self.left: list[validate.LeftOut] = []
         self._seconds = 0.0
 
     def leave_out(self, case: validate.Case) -> None:
         """Note that there is no time for a case."""
-        self._left.append(validate.LeftOut(f"part=generated {case.label}", "the time was over"))
+        self.left.append(validate.LeftOut(f"part=generated {case.label}", "the time was over"))
 
     def compare(self, case: validate.Case) -> None:
         """Run one case on both sides and compare every way of choosing tokens."""
@@ -412,7 +419,7 @@ class _Tokens:
             results += (validate.diversity("*", "first logits", rows),)
         found = report.with_results("generation", tuple(self._cases), results,
                                     tuple(self._notes), self._seconds)
-        return replace(found, left_out=(*found.left_out, *self._left))
+        return replace(found, left_out=(*found.left_out, *self.left))
 
     def _compared(
         self, label: str, feeds: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray],

@@ -1,7 +1,8 @@
 """``--optimize auto``: build combinations of transforms, prove each, measure, keep the front.
 
 Every combination is an artifact of its own below ``OUTPUT.search``; what is there already is not
-built again, and what was measured is not measured again, so a search goes on where it ended.
+built again, and what was measured is not measured again, so a search goes on where it ended. One
+of a source with Python of its own begins anew: that may be other code by then.
 
 What is less precise has references of its own, which no other trial shares, so its gates cost most
 of a trial's time. They are held to :data:`PROOF_SECONDS`; before such an artifact is placed it is
@@ -13,9 +14,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import time
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,6 +49,9 @@ Outcome = Literal["measured", "rejected", "failed", "left out"]
 OBJECTIVES = ("latency", "throughput", "size", "memory")
 ROUNDS = 5
 """Fresh processes for each figure, as far as the time allows."""
+
+MEASURED = "measured"
+"""Directory of the figures, beside the combinations."""
 
 PROOF_SECONDS = 60.0
 """For the cases of each graph of a trial of less precision, those that coverage rests on first."""
@@ -122,8 +126,6 @@ class Search:
         self._base: Any = None
         self._source: list[Any] = [dataclasses.asdict(model.source),
                                    *references.identity(model.checkpoint)]
-        if model.checkpoint.own_code:  # which may be other code by the next search
-            self._source.append(uuid.uuid4().hex)
 
     def run(self, candidates: Sequence[Any]) -> tuple[list[Trial], dict[str, Artifact]]:
         """Try all; the trials, the front marked, and the artifacts of those that were measured.
@@ -246,15 +248,16 @@ class Search:
     def _judged(self, root: Path, place: Path, step: Derivation) -> Manifest:
         """Its manifest with the verdict of its gates, of reduced precision within a limit.
 
-        In full where that was too short for a single case. A float32 artifact shares the stored
-        references and is always judged in full: Gate B of what is made from it rests on that.
+        In full where that compared nothing of a graph or of the steps. A float32 artifact shares
+        the stored references and is always judged in full: Gate B of what is made from it rests
+        on that.
         """
         if not transforms.get(step.transform).lossy:
             return self._validator.validate(root)
         _tried(place).touch()
         graphs = max(1, len(artifacts.read(root).manifest.components))
         manifest = self._validator.validate(root, PROOF_SECONDS * graphs)
-        if manifest.parity and not manifest.parity.comparisons:
+        if manifest.parity and (not manifest.parity.comparisons or _untold(root)):
             manifest = self._validator.validate(root)
             _tried(place).unlink()
         return manifest
@@ -263,7 +266,7 @@ class Search:
         self, trials: Sequence[Trial], made: dict[str, Artifact], rounds: int
     ) -> list[Trial]:
         """The trials with the figures of so many rounds; those of before are used again."""
-        found = figures.measure(self._model, made, self._workshop / "measured", rounds)
+        found = figures.measure(self._model, made, self._workshop / MEASURED, rounds)
         return [_filled(trial, found[trial.name]) if trial.name in made else trial
                 for trial in trials]
 
@@ -280,7 +283,8 @@ def search(
     """Try the combinations that ``options`` leave open and place the best for its objective.
 
     Its manifest holds the table of all trials (``facts.search``). Combinations on the front stay
-    below ``OUTPUT.search``, and if the time was over before the end, all others too.
+    below ``OUTPUT.search``, and if the time was over before the end, all others too; of a source
+    with Python of its own, until the next search there.
 
     Raises:
         UsageError: the model is several graphs that generate no tokens.
@@ -294,6 +298,8 @@ def search(
         model = checkpoints.load(
             request.resolve(), attention=exporter.attention(exporter.base(options)))
         figures.require_measurable(model)
+        if model.checkpoint.own_code:  # nothing tells whether it is what an earlier search tried
+            _empty(workshop)
         workshop.mkdir(parents=True, exist_ok=True)
         work = Search(exporter, request, model, workshop, seconds, validator, notify)
         trials, made = work.run(candidates)
@@ -399,6 +405,29 @@ def _found(place: Path) -> Artifact | None:
     shutil.rmtree(place)
     _tried(place).unlink(missing_ok=True)
     return None
+
+
+def _empty(workshop: Path) -> None:
+    """Remove what earlier searches left, and nothing that they did not make."""
+    for place in workshop.glob("*"):
+        if place.name == MEASURED:
+            shutil.rmtree(place)
+        elif re.fullmatch(r"[0-9a-f]{16}(\.(rejected|failed|tried))?", place.name):
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+
+def _untold(root: Path) -> bool:
+    """Whether cases were left out of a graph, or of the steps, of which nothing was compared."""
+    report = parity_report(artifacts.read(root))
+    if report is None:
+        return False
+    shown = {_part(result.case) for result in report.results if result.samples}
+    return not shown.issuperset(_part(left.case) for left in report.left_out)
+
+
+def _part(label: str) -> str:
+    first = label.split()[0]
+    return first if first.startswith("part=") else ""
 
 
 def _failed(place: Path) -> Path:

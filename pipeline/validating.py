@@ -36,8 +36,9 @@ class Limits:
 
     Attributes:
         sizes: sizes by dimension that replace the default matrix.
-        max_seconds: for everything but the effects on the answers, whose limits need their rows;
-            None lets what coverage rests on take what it needs.
+        max_seconds: for everything but the effects on the answers, whose limits need their rows,
+            and the first cases of each graph and of what they generate, which are always run:
+            a limit alone fails nothing. None lets what coverage rests on take what it needs.
         max_memory: bytes for one case's arrays; None is the validator's default.
         inputs: ``.npz`` file with the user's own feeds, compared besides the matrix.
         budget: what effects on the answers are accepted (Gate C); None measures them only where
@@ -61,6 +62,11 @@ class Limits:
         """The settings with these limits on how the artifact is run."""
         return replace(settings, isolated=self.isolated, case_seconds=self.case_seconds)
 
+    @property
+    def short(self) -> bool:
+        """Whether less time is allowed than by default."""
+        return self.max_seconds is not None and self.max_seconds < matrix.DEFAULT_SECONDS
+
 
 def validate_artifact(
     path: Path,
@@ -78,7 +84,7 @@ def validate_artifact(
         reference: None takes the source named in the manifest, whose weights must be the very
             ones the artifact was made from. Only then is the verdict recorded, and a pass only if
             ``limits`` does not choose the sizes. One whose limits of time or memory left out what
-            coverage rests on says so, and is not published.
+            coverage rests on says so, is not published, and does not replace one in full.
         runtime, device: what runs the artifact.
 
     Raises:
@@ -115,8 +121,12 @@ def _validated(
     if subject.parts:
         report = _judge_parts(subject, checkpoint, runtime, device, limits, notify)
     else:
-        report = _judge(subject, checkpoint, device, limits, notify)
-    if subject.artifact and reference is None and not (limits.sizes and report.accepted):
+        report = _judge(subject, checkpoint, device, limits, limits.max_seconds, notify)
+    if subject.artifact is None or reference is not None or (limits.sizes and report.accepted):
+        return report
+    if report.accepted and report.narrowed and _proven_in_full(subject.artifact):
+        report = _noted(report, "not recorded: the pass on record is of more cases")
+    else:
         summary = report.summary(subject.artifact.manifest.identity)
         artifacts.with_report(subject.artifact, artifacts.PARITY, report.to_json(), summary)
     return report
@@ -149,13 +159,26 @@ def parity_report(artifact: Artifact) -> ParityReport | None:
     return validate.from_json(path.read_bytes()) if path.exists() else None
 
 
+def _proven_in_full(artifact: Artifact) -> bool:
+    """Whether a pass of these very files is on record that no limit narrowed."""
+    manifest = artifact.manifest
+    report = parity_report(artifact) if manifest.proven else None
+    return (report is not None and not report.narrowed
+            and report.summary(manifest.identity) == manifest.parity)
+
+
 def _judge(
-    subject: Subject, checkpoint: Checkpoint, device: str, limits: Limits, notify: Notify
+    subject: Subject, checkpoint: Checkpoint, device: str, limits: Limits, seconds: float | None,
+    notify: Notify,
 ) -> ParityReport:
-    """Gates 0, A or B against a checkpoint, and C where it applies."""
+    """Gates 0, A or B against a checkpoint, and C where it applies.
+
+    Args:
+        seconds: this model's share of the time that ``limits`` allow; the whole if it is alone.
+    """
     sides = references(subject.artifact, subject.spec, checkpoint, device, subject.part)
     facts = _facts(subject)
-    plan = _plan(subject.spec, facts, checkpoint.root, limits)
+    plan = _plan(subject.spec, facts, checkpoint.root, replace(limits, max_seconds=seconds))
     known = partial(_cache, subject.spec, subject.part, checkpoint, device)
     report = validate.judge(
         subject.open,
@@ -167,10 +190,8 @@ def _judge(
         cache=known(facts.get("precision") or "float32") if limits.cache else None,
         on_progress=_steps(notify),
     )
-    if absent := _left_out_on_request(report, subject.spec, facts, checkpoint.root, limits):
-        note = (f"narrowed by the limits that were given: {absent} cases that coverage rests on "
-                "did not run, and a pass without them is not published")
-        report = replace(report, narrowed=True, notes=(*report.notes, note))
+    report = report.cut_short(
+        _left_out_on_request(report, subject.spec, facts, checkpoint.root, limits))
     reduced = sides.settings.gate == "precision"
     if limits.budget is None and not reduced:
         return report
@@ -216,7 +237,7 @@ def _judge_parts(
 ) -> ParityReport:
     """Every part as a model of its own, and then what they generate together.
 
-    Each has its share of what is left of the time then.
+    Each has its share of what is left of the time then, and runs its first case if nothing is.
     """
     artifact = subject.artifact
     assert artifact is not None
@@ -228,13 +249,13 @@ def _judge_parts(
     for name, part in subject.parts.items():
         sizes = {dim: chosen for dim, chosen in limits.sizes.items() if dim in part.spec.free}
         seconds = generating.share(end, len(subject.parts) - len(reports) + generating.STAGES)
-        reports[name] = _judge(part, checkpoint, device,
-                               replace(limits, sizes=sizes, max_seconds=seconds),
+        reports[name] = _judge(part, checkpoint, device, replace(limits, sizes=sizes), seconds,
                                partial(_of_part, notify, name))
     first = next(iter(subject.parts.values()))
     sides = references(first.artifact, first.spec, checkpoint, device, first.part)
     return generating.judged(reports, artifact, checkpoint, limits.applied(sides.settings),
-                             end=end, runtime=runtime, device=device, notify=notify)
+                             end=end, tight=limits.short, runtime=runtime, device=device,
+                             notify=notify)
 
 
 def _of_part(notify: Notify, name: str, text: str) -> None:
@@ -312,9 +333,8 @@ def _left_out_on_request(
     matrix on a slow machine) does not count: there is no proof of these artifacts without it. And
     a tighter limit that costs only cases beyond coverage narrows nothing.
     """
-    seconds, memory = limits.max_seconds, limits.max_memory
-    if ((seconds is None or seconds >= matrix.DEFAULT_SECONDS)
-            and (memory is None or memory >= matrix.MAX_MEMORY)):
+    memory = limits.max_memory
+    if not limits.short and (memory is None or memory >= matrix.MAX_MEMORY):
         return 0
     usual = _plan(spec, facts, root, replace(limits, max_seconds=None, max_memory=None))
     ran = {case.label for case in report.cases}

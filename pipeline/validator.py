@@ -90,7 +90,8 @@ class Validator:
         """Validate an artifact and record the verdict in it.
 
         Args:
-            max_seconds: for the cases of all graphs, those that coverage rests on first.
+            max_seconds: for the cases of all graphs, those that coverage rests on first; one of
+                each is always run.
 
         Raises:
             ModelportError: what validation raised there; or the process ended.

@@ -257,7 +257,7 @@ class _Run:
         try:
             truth.outputs(draw(self.spec, case), key)
         except Exception as error:  # noqa: BLE001 - recorded as this case's outcome
-            self._record(case, started)
+            pace.took(size, self._record(case, started), essential=case.essential)
             self._score.fail(case.label, "hygiene", f"the truth itself fails: {_what(error)}")
             return False
         pace.took(size, perf_counter() - started, essential=case.essential)

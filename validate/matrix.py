@@ -65,8 +65,9 @@ class Plan:
     Attributes:
         cases: those that coverage rests on first.
         left_out: cases the limits exclude.
-        max_seconds: for everything together; None lets essential cases take
-            :data:`DEFAULT_SECONDS` and the rest a little more (:data:`FILL_RATIO`).
+        max_seconds: for everything together, the first case excepted, which is always run; None
+            lets essential cases take :data:`DEFAULT_SECONDS` and the rest a little more
+            (:data:`FILL_RATIO`).
         max_disk: bytes of stored float64 outputs.
     """
 

@@ -8,7 +8,9 @@ from .matrix import DEFAULT_SECONDS, FILL_RATIO, FILL_SECONDS
 
 
 class Pace:
-    """Admits cases while the predicted time lasts.
+    """Admits cases while the predicted time lasts, and the first one always.
+
+    Without any nothing would be shown, and a right model would fail for want of time.
 
     Args:
         max_seconds: limit of the whole validation; None for the default limit, with cases that
@@ -31,7 +33,7 @@ class Pace:
         known, seconds = self._rate
         need = seconds * max(size / known, 1.0) if known else 0.0
         room = self._deadline - perf_counter()
-        if need > room:
+        if known and need > room:
             return f"needs about {need:.1f} s, {max(room, 0.0):.1f} s of the budget remain"
         extra = FILL_SECONDS + FILL_RATIO * self._essential - self._extra
         if self._held and not essential and need > extra:

@@ -148,6 +148,14 @@ class ParityReport:
         return replace(self, gates=gates, verdict=worst(gates.values()), effects=effects,
                        budget=budget)
 
+    def cut_short(self, absent: int) -> ParityReport:
+        """This report where given limits kept so many cases that coverage rests on from running."""
+        if not absent:
+            return self
+        note = (f"narrowed by the limits that were given: {absent} cases that coverage rests on "
+                "did not run, and a pass without them is not published")
+        return replace(self, narrowed=True, notes=(*self.notes, note))
+
     def with_results(
         self, gate: Gate, cases: tuple[CaseRecord, ...], results: tuple[Result, ...],
         notes: tuple[str, ...] = (), seconds: float = 0.0,

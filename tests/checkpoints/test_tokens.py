@@ -85,8 +85,10 @@ def test_python_of_its_own_runs_where_this_user_allowed_it(of_its_own, loaded):
         assert type(loaded(of_its_own)).__name__ == "Mine"
         assert has_tokenizer(of_its_own)
         (of_its_own / "manifest.json").write_text("{}")  # an artifact brings no code
-        with pytest.raises(RemoteCodeRefused):
+        with pytest.raises(RemoteCodeRefused) as e:
             loaded(of_its_own)
+        assert "give arrays" in e.value.hint
+        assert "--trust" not in e.value.hint
 
 
 def test_a_class_that_transformers_has_needs_no_code(demo, tmp_path):

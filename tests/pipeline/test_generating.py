@@ -14,7 +14,7 @@ from modelport import artifacts, load_pipeline, pipeline, validate
 from modelport.cli import execute
 from modelport.errors import UsageError
 from modelport.exporters.onnx import OnnxOptions
-from modelport.pipeline import generating
+from modelport.pipeline import generating, validating
 from modelport.session import Placement, Session
 
 WORDS = "proof before deployment is what it says and nothing is claimed that was not measured"
@@ -58,14 +58,37 @@ def test_run_says_what_the_model_says(
     assert execute([*asked, "--beams", "2"]) == 0
 
 
-def test_the_time_is_for_all_that_is_compared_together(written: Path, tmp_path: Path) -> None:
+def test_a_limit_alone_fails_nothing(written: Path, tmp_path: Path) -> None:
     out = shutil.copytree(written, tmp_path / "out")
     report = pipeline.validate_artifact(out, limits=pipeline.Limits(max_seconds=1e-6))
-    ran = [case for case in report.cases if case.shape.startswith("part=generated ")]
-    assert report.cases == tuple(ran)
-    assert len(ran) == 1, "without any nothing would be shown"
-    left = {left.case.split()[0] for left in report.left_out}
-    assert left == {"part=decoder", "part=steps", "part=generated"}
+    every = ["part=decoder", "part=steps", "part=generated", "part=generated"]
+    assert [case.shape.split()[0] for case in report.cases] == every, "the first of each"
+    assert {left.case.split()[0] for left in report.left_out} == set(every)
+    assert report.verdict == "pass", report.failures
+    assert report.narrowed
+
+
+@pytest.mark.parametrize(("limit", "narrowed"), [(500.0, True), (3600.0, False), (None, False)])
+def test_what_is_generated_counts_as_coverage_and_shares_do_not_count_as_limits(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    limit: float | None, narrowed: bool,
+) -> None:
+    """The decoder has time for all that coverage rests on; then the clock says that it is over."""
+    monkeypatch.setattr(generating, "share", lambda end, stages: 0.0 if stages == 1 else 100.0)
+    parts: list[float | None] = []
+    real = validating._judge
+
+    def judge(*given: Any) -> validate.ParityReport:
+        parts.append(given[4])
+        return real(*given)
+
+    monkeypatch.setattr(validating, "_judge", judge)
+    out = shutil.copytree(written, tmp_path / "out")
+    report = pipeline.validate_artifact(out, limits=pipeline.Limits(max_seconds=limit))
+    assert parts == [100.0]
+    assert {left.case.split()[0] for left in report.left_out} >= {"part=generated"}
+    assert report.narrowed == narrowed
+    assert any(note.startswith("narrowed by") for note in report.notes) == narrowed
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from modelport import artifacts, checkpoints, exporters, pipeline
+from modelport import artifacts, checkpoints, exporters, pipeline, validate
 from modelport.artifacts.manifest import Manifest, ParitySummary
 from modelport.errors import ExportError, UsageError
 from modelport.exporters.onnx import OnnxOptions
@@ -137,6 +137,25 @@ def test_less_precise_is_tried_within_a_limit_and_placed_only_if_proven_in_full(
     assert list((tmp_path / "out.search").glob("*.tried")) == []
 
 
+@pytest.mark.parametrize(("shown", "left", "untold"), [
+    ("part=decoder batch=1", "part=decoder batch=3", False),
+    ("part=decoder batch=1", "part=steps batch=3", True),
+    ("batch=1", "batch=3", False),
+    (None, "batch=3", True),
+])
+def test_a_trial_of_which_a_part_was_not_compared_is_no_verdict(
+    tmp_path: Path, shown: str | None, left: str, untold: bool
+) -> None:
+    place = shutil.copytree(FROZEN, tmp_path / "place")
+    (place / artifacts.PARITY).unlink(missing_ok=True)
+    assert not searching._untold(place), "no report says that anything was left out"
+    results = [validate.Result(shown, "logits", "translation", "pass", samples=1)] if shown else []
+    report = validate.ParityReport("fail", {}, validate.Rule(), True, 1, (), tuple(results),
+                                   (validate.LeftOut(left, "no time"),))
+    (place / artifacts.PARITY).write_text(report.to_json())
+    assert searching._untold(place) == untold
+
+
 def test_what_is_found_again_is_of_the_same_model_task_and_files(
     tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -157,13 +176,48 @@ def test_what_is_found_again_is_of_the_same_model_task_and_files(
 
     first = place()
     assert place() == first
-    others = [place("feature-extraction"), place(own=True), place(own=True)]
+    others = [place("feature-extraction"), place(own=True)]
     texts.write_text("two")
     others.append(place())
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.1}))
     others.append(place())
-    assert len({first, *others}) == 6
+    assert len({first, *others}) == 5
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_search_of_code_of_ones_own_begins_anew(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    exporter = exporters.get("onnx")
+    monkeypatch.setattr(type(exporter), "candidates", lambda self, options:
+                        (OnnxOptions(),) if options.optimize == "auto" else ())
+    monkeypatch.setattr(checkpoints.Checkpoint, "own_code", own)
+    monkeypatch.setattr(figures, "measure", lambda _, made, *rest: {
+        name: figures.Figures("onnxruntime", 1, 1, 1) for name in made})
+    exports: list[Path] = []
+
+    def verdict(_: Validator, root: Path, max_seconds: float | None = None) -> Manifest:
+        exports.append(root)
+        manifest = artifacts.read(root).manifest
+        parity = ParitySummary("pass", manifest.identity, {"translation": "pass"}, None, 9)
+        return artifacts.write_manifest(
+            root, dataclasses.replace(manifest, parity=parity)).manifest
+
+    monkeypatch.setattr(Validator, "validate", verdict)
+    request, out = pipeline.ModelRequest(str(tiny("bert"))), tmp_path / "out"
+    work, old = tmp_path / "out.search", "0123456789abcdef"
+    for name in (f"{old}/x", f"{old}.rejected/x", "measured/x", "mine/x"):
+        (work / name).mkdir(parents=True)
+    for name in (f"{old}.tried", f"{old}.failed", "notes"):
+        (work / name).touch()
+    for _ in range(2):
+        pipeline.export("onnx", request, out, OnnxOptions(optimize="auto"), force=True)
+    assert len(exports) == (2 if own else 1)
+    left = {place.name for place in work.glob("[!.]*")}
+    left -= {exports[-1].name.split(".")[1]}  # staged as .NAME.partial-…
+    assert left == ({"mine", "notes"} if own else {
+        old, f"{old}.rejected", f"{old}.tried", f"{old}.failed", "measured", "mine", "notes"})
 
 
 def test_what_a_kill_left_unproven_is_made_again(

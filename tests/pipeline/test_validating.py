@@ -139,6 +139,13 @@ def test_a_pass_cut_short_is_not_published(
     # Limits that cost nothing which coverage rests on narrow nothing.
     assert execute(["validate", str(out), "--max-memory", "1.5", "--max-seconds", "500"]) == 0
     assert execute(["publish", str(out), url]) == 0
+    # A pass cut short does not take the place of that one; a failure does.
+    recorded = (out / artifacts.PARITY).read_bytes()
+    report = pipeline.validate_artifact(out, limits=pipeline.Limits(max_seconds=1e-6))
+    assert report.accepted
+    assert report.narrowed
+    assert report.notes[-1].startswith("not recorded")
+    assert (out / artifacts.PARITY).read_bytes() == recorded
 
 
 def test_the_reference_is_run_once_for_many_artifacts(

@@ -389,11 +389,22 @@ class TestTime:
         assert any("coverage is incomplete" in note for note in report.notes) == (
             "sequence=7" not in {size for c in report.cases for size in c.shape.split()})
 
-    def test_a_limit_of_nothing_compares_nothing_and_fails(self):
-        report = judge(good(), reference(), truth(), replace(PLAN, max_seconds=0.0))
+    def test_a_limit_of_nothing_leaves_the_first_case(self):
+        for precise in (truth(), truth):  # open, and run ahead
+            report = judge(good(), reference(), precise, replace(PLAN, max_seconds=0.0), spec=SPEC)
+            assert report.verdict == "pass"
+            assert [case.label for case in report.cases] == [PLAN.cases[0].label]
+            assert len(report.left_out) == len(PLAN.cases) - 1
+            assert any("coverage is incomplete" in note for note in report.notes)
+
+    def test_a_truth_that_fails_is_not_tried_in_every_case_for_want_of_time(self):
+        def broken(feeds):
+            raise ValueError("no such layer")
+
+        failing = lambda: ToySession(Toy(weights(), "float64"), before=broken)  # noqa: E731
+        report = judge(good(), reference(), failing, replace(PLAN, max_seconds=0.0), spec=SPEC)
         assert report.verdict == "fail"
-        assert len(report.left_out) == len(PLAN.cases)
-        assert any("coverage is incomplete" in note for note in report.notes)
+        assert len(report.cases) == 1
 
     def test_cases_that_are_not_essential_get_a_share(self):
         pace = Pace(None, share=1.0, started=time.perf_counter(), fill=True)
