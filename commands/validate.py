@@ -31,7 +31,7 @@ from ._shared import (
 @click.option("--inputs", type=FILE,
               help="Your own feeds, as .npz with one array for each input.")
 @click.option("--max-seconds", type=click.FloatRange(0, min_open=True),
-              help="Time for everything; what it excludes is listed.")
+              help="Time for all cases but the first; what it excludes is listed.")
 @click.option("--case-seconds", type=click.FloatRange(min=0, min_open=True), default=120.0,
               show_default=True, help="A case without a result after this long has failed.")
 @click.option("--max-memory", type=click.FloatRange(0, min_open=True), metavar="GB",

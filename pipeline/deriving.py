@@ -320,14 +320,16 @@ def largest(spec: ModelSpec) -> dict[str, int]:
     return sizes
 
 
-def _tokenized(model: LoadedModel, lines: Sequence[str]) -> dict[str, np.ndarray]:
+def _tokenized(
+    model: LoadedModel, lines: Sequence[str], loaded: Any = None
+) -> dict[str, np.ndarray]:
     """Feeds of text; a past is empty, and what else no tokenizer makes is 0."""
     import numpy as np
 
     spec, root = model.spec, model.checkpoint.root
     text = [t.name for t in spec.inputs if t.role in ("tokens", "mask", "segments")]
     longest = spec.dims["sequence"].max if "sequence" in spec.dims else None
-    made = checkpoints.tokenize(root, lines, text, longest)
+    made = checkpoints.tokenize(root, lines, text, longest, loaded)
     batch, length = made[text[0]].shape
     sizes = {"past": 0, "batch": batch, "sequence": length}
     return {t.name: made[t.name] if t.name in made else
@@ -345,11 +347,12 @@ def _from_file(model: LoadedModel, path: Path) -> list[Mapping[str, np.ndarray]]
     if not lines:
         raise UsageError(f"{path} holds no text", allowed="UTF-8 text, one sample a line",
                          hint="leave --texts out to calibrate on the built-in sentences")
-    unknown = getattr(checkpoints.tokenizer(root), "unk_token_id", None)
+    loaded = checkpoints.tokenizer(root)
+    unknown = getattr(loaded, "unk_token_id", None)
     feeds: list[Mapping[str, np.ndarray]] = []
     lost = total = 0
     for start in range(0, len(lines), 8):
-        made = _tokenized(model, lines[start : start + 8])
+        made = _tokenized(model, lines[start : start + 8], loaded)
         feeds.append(made)
         ids = made.get("input_ids")
         if ids is not None and unknown is not None:

@@ -154,7 +154,7 @@ def _first(
         able = tuple(r for r in able if r.name == runtime)
     if not able:
         known = ", ".join(r.name for r in runtimes.for_format(artifact.format)) or "none"
-        asked = f"runtime {runtime}" if runtime else "no runtime"
+        asked = f"no runtime called {runtime}" if runtime else "no runtime"
         raise UsageError(f"{asked} opens the format {artifact.format}", allowed=known)
     reasons = []
     for candidate in able:
