@@ -136,14 +136,14 @@ def bench(
     report: Any
     with output.progress() as notify:
         if generates:
+            file = destination / benchmark.GENERATION
             grid = _generation(new_tokens=new_tokens, eager=eager, **chosen)
             report = pipeline.bench_generation(paths, destination, grid, notify=notify)
         else:
+            file = destination / benchmark.REPORT
             report = pipeline.bench(paths, destination, _grid(**chosen), notify=notify)
-    output.result(
-        json.loads(benchmark.report_file(destination).read_text(encoding="utf-8")),
-        lambda: benchmark.renderable(report),
-    )
+    output.result(json.loads(file.read_text(encoding="utf-8")),
+                  lambda: benchmark.renderable(report))
     if past is not None:
         comparison = benchmark.compare_runs(report, past, max_regression=max_regression)
         output.aside(benchmark.comparison_renderable(comparison))

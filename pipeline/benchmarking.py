@@ -347,4 +347,3 @@ def _work(source: Checkpoint | None) -> Callable[[Cell], Work | None]:
         return benchmark.Work(float(flops), float(weights))
 
     return lambda cell: None if cell.batching else counted(cell.batch, cell.sequence)
-

@@ -200,15 +200,15 @@ def budget_of(options: Mapping[str, Any]) -> validate.EffectBudget:
 
 
 def text_cases(spec: ModelSpec, root: Path) -> tuple[validate.Case, ...]:
-    """Cases of real text, where there is a tokenizer and nothing but text goes in; no text twice,
-    and as many as a proportion's interval needs rows."""
+    """Cases of real text, where there is a tokenizer and nothing but text goes in; as many as a
+    proportion's interval needs rows, and no text twice."""
     if not _reads_text(spec, root):
         return ()
     found: list[validate.Case] = []
-    tokenize, rows, size = _tokenizing(spec, root), 0, MEASURED["batch"]
+    tokenize, rows, size = _tokenizing(spec, root), 0, 1
     if "batch" in spec.dims:
-        size = min(max(size, spec.dims["batch"].min), spec.dims["batch"].max)
-    for start in range(0, len(CORPUS), size):
+        size = min(max(MEASURED["batch"], spec.dims["batch"].min), spec.dims["batch"].max)
+    for start in range(0, max(1, len(CORPUS) - size + 1), size):
         if rows >= ROWS:
             break
         texts = CORPUS[start : start + size]

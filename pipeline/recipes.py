@@ -37,9 +37,9 @@ Where = Literal["local", "ray"]
 _KEYS: Final = frozenset({"output", "models", "formats", "precisions", "profiles", "bench",
                           "publish", "placement"})
 DONE = ".stages"
+"""Below the output: for each cell and kind the stage that finished last, and the lock of a run."""
 CONSENT = ("allow-pickle", "trust-remote-code")
 """What is allowed for a model is allowed in its benchmark, too, which runs it."""
-"""Below the output: for each cell and kind the stage that finished last, and the lock of a run."""
 
 
 @dataclass(frozen=True, slots=True)

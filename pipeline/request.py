@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from ..checkpoints import consent
+from ..checkpoints.files import digest
 
 if TYPE_CHECKING:
     from ..checkpoints import Checkpoint, Source
@@ -20,8 +20,7 @@ Notify = Callable[[str], None]
 def file_digest(said: object) -> str:
     """The sha256 of the file that an option names; empty where it names none."""
     try:
-        with Path(str(said)).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return digest(Path(str(said)))
     except (OSError, ValueError):
         return ""
 

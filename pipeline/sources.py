@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts.digest import digests
+from ..checkpoints.files import digest
 from .references import identity
 
 if TYPE_CHECKING:
@@ -33,5 +33,5 @@ def told_apart(source: Checkpoint) -> str:
         made_by = Path(source.origin.model.rpartition(":")[0])
         if source.make is not None and made_by.is_file():
             code.append(made_by)
-    found = (*identity(source), *(entry.sha256 for entry in digests(code).values()))
+    found = (*identity(source), *map(digest, code))  # links, in the cache of a hub
     return hashlib.sha256(repr(found).encode()).hexdigest()

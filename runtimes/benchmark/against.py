@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import GateRefused
 from . import statistics as st
-from .generation import GenerationReport, totals
+from .generation import GenerationReport, whole_calls
 from .report import SOURCE
 from .summary import paces
 
@@ -124,7 +124,7 @@ def _grouped(report: Report) -> dict[Hashable, _Group]:
     if isinstance(report, GenerationReport):
         return {(line.contestant, line.shape): _Group(
                     line.label, report.identities.get(line.contestant, ""),
-                    totals(line.contestant, line.shape, report.processes))
+                    whole_calls(line.contestant, line.shape, report.processes))
                 for line in report.lines
                 if line.verdict is not None and line.verdict.word != "invalid"}
     usable = {_name(row.cell) for row in report.rows if row.verdict.word != "invalid"}

@@ -338,12 +338,12 @@ def _hopeless(name: str, shapes: Sequence[Shape], done: Sequence[Process]) -> li
     """Shapes that a contestant failed at in :data:`GIVE_UP` rounds already."""
     found = []
     for shape in shapes:
-        failures = [why for p in done if p.contestant == name
+        failures = [m.failure or p.failure for p in done if p.contestant == name
                     for m in (p.shapes or (Measured(shape),)) if m.shape == shape
-                    if (why := m.failure or p.failure)]
+                    if m.failure or p.failure]
         if len(failures) >= GIVE_UP:
-            last = failures[0].removeprefix(NOT_STARTED)
-            found.append(Measured(shape, failure=NOT_STARTED + last))
+            why = failures[0].removeprefix(NOT_STARTED)
+            found.append(Measured(shape, failure=NOT_STARTED + why))
     return found
 
 
@@ -377,7 +377,7 @@ def summarise(
                             {c.name: c.identity for c in request.contestants})
 
 
-def totals(
+def whole_calls(
     name: str, shape: Shape, processes: Sequence[Process]
 ) -> dict[int, NDArray[np.float64]]:
     """Seconds of whole calls by round."""

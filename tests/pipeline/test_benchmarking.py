@@ -232,3 +232,24 @@ def test_all_cores_are_those_that_this_process_may_use():
     import os
 
     assert options()["threads"] == (len(os.sched_getaffinity(0)),)
+
+
+def test_a_source_of_its_own_code_is_another_when_that_code_is(tiny, tmp_path):
+    """In a hub's cache the code is a link."""
+    from modelport.pipeline.sources import told_apart
+
+    root = shutil.copytree(tiny("bert"), tmp_path / "model")
+    config = json.loads((root / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForMaskedLM": "modeling_mine.Mine"}
+    (root / "config.json").write_text(json.dumps(config))
+    code = tmp_path / "blob"
+    code.write_text("from transformers import BertForMaskedLM as Mine\n")
+    (root / "modeling_mine.py").symlink_to(code)
+
+    def told():
+        return told_apart(pipeline.ModelRequest(str(root), trust_remote_code=True).resolve())
+
+    first = told()
+    assert told() == first
+    code.write_text("from transformers import BertForMaskedLM as Mine  # another\n")
+    assert told() != first
