@@ -45,51 +45,58 @@ class HubRepository(Repository):
             raise UsageError(f"{reference} is no repository", allowed="hf://owner/name")
         self._revision = reference.revision or DEFAULT_REVISION
         self._commit = self._revision
+        self._there = False
         self._items: dict[str, Item] = {}
         self._uploaded: dict[str, Any] = {}
         self._api = _api()
 
     def head(self, tag: str) -> Head | None:
+        head = self._at(self._revision)
+        self._there = head is not None
+        if head is not None:
+            self._commit = head.version
+        return head
+
+    def _at(self, revision: str) -> Head | None:
         from huggingface_hub import errors
 
         try:
-            info = self._call(
-                self._api.repo_info, self.reference.place, revision=self._revision
-            )
+            info = self._call(self._api.repo_info, self.reference.place, revision=revision)
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
             return None
-        self._commit = str(info.sha)
+        commit = str(info.sha)
         try:
             with self._translated():
-                record = bounded(self._blocks(RELEASE, 0), MAX_BYTES,
+                record = bounded(self._blocks(RELEASE, 0, commit), MAX_BYTES,
                                  f"the release record at {self.reference}")
         except errors.EntryNotFoundError:
             record = b""  # a new repository, or one that something else was committed to
-        return Head(record, self._commit, self._commit)
+        return Head(record, commit, commit)
 
     def has(self, item: Item) -> bool:
         self._items[item.name] = item
         return item.name in self._present([item], self._commit)
 
     def send(self, item: Item) -> None:
-        self._create()
+        self._call(self._api.create_repo, self.reference.place, exist_ok=True)
         self._items[item.name] = item
         operation = _addition(item)
-        # Large files go now, by digest; small ones travel with the commit itself.
+        # Large files go now, by digest; small ones travel with the commit itself, and so does a
+        # new branch: until its first commit it would show the release that it was branched from.
         self._call(
             self._api.preupload_lfs_files, self.reference.place, additions=[operation],
-            revision=self._revision, free_memory=False,
+            revision=self._revision if self._there else DEFAULT_REVISION, free_memory=False,
         )
         self._uploaded[item.name] = operation
 
     def read(self, name: str, entry: FileEntry, start: int) -> Iterator[bytes]:
         with self._translated():
-            yield from self._blocks(name, start)
+            yield from self._blocks(name, start, self._commit)
 
     def point(self, tag: str, release: Release, record: bytes, expected: Head | None) -> Head:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, errors
 
-        self._create()
+        expected = expected or self._begin()
         at = expected.version if expected else None
         there = self._present(list(self._items.values()), at) if at else set()
         operations: list[Any] = [
@@ -135,16 +142,24 @@ class HubRepository(Repository):
             return set()
         return {info.path for info in found if _same(info, wanted[info.path])}
 
-    def _create(self) -> None:
+    def _begin(self) -> Head | None:
+        """Make the repository, and its branch where the default one is; what to commit on.
+
+        Whoever made the branch, or committed to it, meanwhile: the commit's parent tells.
+        """
         self._call(self._api.create_repo, self.reference.place, exist_ok=True)
+        start = self._at(DEFAULT_REVISION)
         if self._revision != DEFAULT_REVISION:
             self._call(
                 self._api.create_branch, self.reference.place, branch=self._revision,
-                exist_ok=True,
+                revision=start.version if start else None, exist_ok=True,
             )
+        elif start and start.release:
+            raise TagMoved(f"{self.reference} moved")
+        return start
 
-    def _blocks(self, name: str, start: int) -> Iterator[bytes]:
-        return _stream(self._api, self.reference.place, name, self._commit, start)
+    def _blocks(self, name: str, start: int, commit: str) -> Iterator[bytes]:
+        return _stream(self._api, self.reference.place, name, commit, start)
 
     def _call(self, method: Any, *arguments: Any, **options: Any) -> Any:
         with self._translated():

@@ -45,8 +45,9 @@ class FakeHub:
         if not self.branches:  # the hub's own first commit
             self._commit("main", {".gitattributes": b"*.bin filter=lfs diff=lfs merge=lfs\n"})
 
-    def create_branch(self, repo_id, *, branch, exist_ok):
-        pass
+    def create_branch(self, repo_id, *, branch, revision, exist_ok):
+        assert exist_ok
+        self.branches.setdefault(branch, self._at(revision))
 
     def repo_info(self, repo_id, *, revision):
         return SimpleNamespace(sha=self._at(revision))
@@ -174,6 +175,33 @@ def test_another_publisher_in_between(hub, proven, variant, tmp_path):
     assert pull("hf://team/tiny", tmp_path / "pulled").release.allowed == ("unproven",)
     with pytest.raises(TagMoved):
         publish(proven, "hf://team/tiny", expected="none")
+
+
+def test_a_new_branch_is_not_the_release_it_was_branched_from(hub, proven, variant, tmp_path):
+    main = publish(variant("b"), "hf://team/tiny", ANY)
+    done = publish(proven, "hf://team/tiny@staging", expected="none")
+    assert done.digest == hub.branches["staging"] != hub.branches["main"] == main.digest
+    assert "notes.txt" not in hub.commits[done.digest], "nothing of the other release is left"
+    assert pull("hf://team/tiny@staging", tmp_path / "pulled").release.allowed == ()
+    with pytest.raises(TagMoved, match=done.digest):
+        publish(proven, "hf://team/tiny@staging", ANY, expected="none")
+
+
+def test_a_branch_that_another_publisher_makes_at_the_same_moment(
+    hub, proven, variant, monkeypatch
+):
+    publish(proven, "hf://team/tiny")
+    real = FakeHub.create_branch
+
+    def overtaken(self, repo_id, *, branch, revision, exist_ok):
+        files = {**self.commits[self._at(revision)], "theirs.txt": b"x"}
+        self._commit(branch, files)
+        real(self, repo_id, branch=branch, revision=revision, exist_ok=exist_ok)
+
+    monkeypatch.setattr(FakeHub, "create_branch", overtaken)
+    with pytest.raises(TagMoved):
+        publish(variant("b"), "hf://team/tiny@staging", ANY, expected="none")
+    assert "theirs.txt" in hub.commits[hub.branches["staging"]]
 
 
 def test_a_file_changed_on_the_hub_is_refused(hub, proven, tmp_path):

@@ -48,6 +48,15 @@ def test_published_and_pulled(hub, proven, variant, tmp_path):
     assert all(token for _, path, token in hub.log if path.startswith("/api/"))
 
 
+def test_a_new_branch(hub, proven, variant, tmp_path):
+    main = publish(variant("b"), URL, ANY)
+    done = publish(proven, f"{URL}@staging", expected="none")
+    assert done.digest == hub.branches["staging"]
+    assert hub.branches["main"] == main.digest
+    assert "notes.txt" not in hub.commits[done.digest]
+    assert pull(f"{URL}@staging", tmp_path / "pulled").digest == done.digest
+
+
 def test_another_commit_in_between(hub, proven, variant, tmp_path, monkeypatch):
     publish(proven, URL)
     real = hub_server._Handler._commit

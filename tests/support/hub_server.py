@@ -120,6 +120,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, {"files": files})
         if what == "commit":
             return self._commit(revision, [json.loads(line) for line in body.splitlines()])
+        if what == "branch":
+            known = revision in hub.branches
+            if not known:
+                start = hub.at(json.loads(body)["startingPoint"])
+                assert start is not None
+                hub.branches[revision] = start
+            return self._send(409 if known else 200, {})
         commit = hub.at(revision)
         if commit is None:
             return self._send(404, {}, {"X-Error-Code": "RevisionNotFound"})
