@@ -58,6 +58,7 @@ class HubRepository(Repository):
         return head
 
     def _at(self, revision: str) -> Head | None:
+        """The commit that a revision is at, with its release record; None where there is none."""
         from huggingface_hub import errors
 
         try:
