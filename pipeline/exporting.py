@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 
 STEPS = ".steps"
-"""Below the directory being written: what the result is derived from, removed at the end."""
+"""Below the directory being written: what a strategy writes, until it is whole and judged."""
+
+REJECTED = ".rejected"
+"""Beside it: what the last strategy that failed parity wrote, until another one is proven."""
 
 
 def export(
@@ -49,7 +52,8 @@ def export(
 
     Strategies are tried from cheapest to dearest. The first whose file is what was asked for and
     passes parity is kept; the manifest records every attempt. If none passes, the last one that
-    could be validated is moved to ``output.rejected`` with its report.
+    could be validated is moved to ``output.rejected`` with its report, be it of the artifact to
+    build from.
 
     Args:
         options: an instance of the exporter's ``options_type``; None for its defaults.
@@ -87,12 +91,12 @@ def export(
         notify("reading the architecture")
         model = _load(checkpoint, exporter.attention(options))
         _require_fitting(exporter, model)
-        parent = stack.enter_context(_parent(exporter, request, output, options, validate, notify))
+        parent = stack.enter_context(_parent(exporter, request, staging, options, validate, notify))
         attempts: list[Attempt] = []
         strategies = list(exporter.strategies(options))
         while strategies:
             strategy = strategies.pop(0)
-            _empty(staging.root)
+            _set_aside(staging.root)
             try:
                 attempt = _attempt(exporter, model, staging.root, options, strategy, attempts,
                                    validator, notify, parent)
@@ -107,9 +111,9 @@ def export(
                 continue
             attempts.append(attempt)
             if attempt.outcome == "kept":
+                shutil.rmtree(staging.root / REJECTED, ignore_errors=True)
                 return artifacts.read(staging.commit())
-        rejected = attempts[-1].outcome == "rejected"
-        where = _reject(staging, attempts) if rejected else None
+        where = _reject(staging, attempts)
     raise _no_strategy_left(attempts, where)
 
 
@@ -117,17 +121,21 @@ def export(
 def _parent(
     exporter: exporters.Exporter[Any],
     request: ModelRequest,
-    output: Path,
+    staging: artifacts.Staging,
     options: Any,
     validate: bool,
     notify: Notify,
 ) -> Iterator[Artifact | None]:
-    """The artifact an exporter builds from, proven like any other; gone when the block is left."""
+    """The artifact an exporter builds from, proven like any other; gone when the block is left.
+
+    One that fails parity is rejected in the place of what was to be built from it.
+    """
     origin = exporter.parent_of(options)
     if origin is None:
         yield None
         return
     wanted = exporter.parent_options(options)
+    output = staging.destination
     with artifacts.stage(output.with_name(f".{output.name}.parent")) as workshop:
         place = workshop.root / origin
         try:
@@ -138,19 +146,38 @@ def _parent(
         except ParityError as error:
             if place.exists():  # not the parent's: raised inside the block
                 raise
+            hint, rejected = error.hint, place.with_name(f"{place.name}.rejected")
+            if rejected.exists():  # a search has none
+                _move(rejected, staging.root)
+                hint = f"modelport inspect {staging.reject(error.found)}"
             raise ParityError(
-                f"the {origin} artifact to build from failed: {error.found}",
-                hint=f"modelport export {origin} --model {request.model}",
+                f"the {origin} artifact to build from failed: {error.found}", hint=hint
             ) from error
 
 
-def _reject(staging: artifacts.Staging, attempts: list[Attempt]) -> Path:
-    """Move what failed parity aside, its manifest telling that it did."""
+def _set_aside(root: Path) -> None:
+    """Make room for the next strategy: what failed parity is kept, what failed before is not."""
+    judged = [entry for entry in root.iterdir() if entry.name not in (STEPS, REJECTED)]
+    shutil.rmtree(root / STEPS, ignore_errors=True)
+    if judged:
+        shutil.rmtree(root / REJECTED, ignore_errors=True)
+        (root / REJECTED).mkdir()
+        for entry in judged:
+            entry.rename(root / REJECTED / entry.name)
+
+
+def _reject(staging: artifacts.Staging, attempts: list[Attempt]) -> Path | None:
+    """Move what failed parity last aside, its manifest telling all attempts; None if none did."""
+    reasons = [a.reason for a in attempts if a.outcome == "rejected"]
+    if not reasons:
+        return None
+    _set_aside(staging.root)
+    _move(staging.root / REJECTED, staging.root)
     manifest = artifacts.read(staging.root).manifest
     artifacts.write_manifest(
         staging.root, dataclasses.replace(manifest, attempts=tuple(attempts))
     )
-    return staging.reject(attempts[-1].reason)
+    return staging.reject(reasons[-1])
 
 
 def _load(checkpoint: Checkpoint, attention: Any) -> LoadedModel:
@@ -193,7 +220,7 @@ def _attempt(
     artifact: Artifact | None = None
     for index, step in enumerate((None, *steps)):
         what = f"{step.transform}: " if step else ""
-        place = _place(root, index) if steps else root
+        place = _place(root, index)
         try:
             if step is None:
                 notify(f"capturing the graph ({strategy})")
@@ -239,11 +266,16 @@ def _place(root: Path, index: int) -> Path:
 
 
 def _promote(root: Path, place: Path) -> None:
-    """Leave in ``root`` the artifact that lies at ``place`` and nothing else."""
-    if place != root:
-        for entry in place.iterdir():
-            entry.rename(root / entry.name)
-        shutil.rmtree(root / STEPS)
+    """Move the artifact that lies at ``place`` to ``root``, without what it was derived from."""
+    _move(place, root)
+    shutil.rmtree(root / STEPS)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move what lies in one directory into another, and remove the first."""
+    for entry in source.iterdir():
+        entry.rename(target / entry.name)
+    source.rmdir()
 
 
 def _with_attempts(artifact: Artifact, attempts: tuple[Attempt, ...]) -> Artifact:
@@ -321,7 +353,7 @@ def _no_strategy_left(attempts: list[Attempt], where: Path | None) -> ModelportE
     if any(a.outcome == "rejected" for a in attempts):
         return ParityError(
             f"no strategy passed parity ({tried})",
-            hint=f"modelport inspect {where}" if where else "another --opset or --strategy",
+            hint=f"modelport inspect {where}",
         )
     return ExportError(f"no strategy produced an artifact ({tried})", hint="run again with -v")
 
@@ -329,11 +361,6 @@ def _no_strategy_left(attempts: list[Attempt], where: Path | None) -> ModelportE
 def first_line(error: BaseException) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0][:300] if text else 'no message'}"
-
-
-def _empty(directory: Path) -> None:
-    for entry in directory.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def default_output(request: ModelRequest, format: str) -> Path:  # noqa: A002

@@ -17,6 +17,7 @@ from modelport.errors import (
     ClaimError,
     ExportError,
     OpsetTooLow,
+    ParityError,
     StorageError,
     UsageError,
 )
@@ -429,6 +430,33 @@ def test_the_whole_chain_from_the_checkpoint(
     text = (out / "manifest.json").read_text()
     assert str(tmp_path) not in json.dumps({k: v for k, v in json.loads(text).items()
                                             if k != "source"})
+
+
+def test_a_graph_to_build_from_that_fails_parity_is_there_to_look_at(
+    world: World, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelport.exporters import _onnx_capture
+
+    capture = _onnx_capture.by_trace
+
+    def spoiled(model: Any, opset: int) -> Any:
+        graph = capture(model, opset)
+        for node in graph.graph.all_nodes():
+            if node.op_type == "Erf":
+                node.op_type = "Tanh"
+        return graph
+
+    monkeypatch.setattr(_onnx_capture, "by_trace", spoiled)
+    monkeypatch.setattr("modelport.exporters.onnx.OnnxExporter.strategies",
+                        lambda self, options: ("trace",))
+    out = tmp_path / "out"
+    with pytest.raises(ParityError, match="the onnx artifact to build from failed") as caught:
+        pipeline.export("tensorrt", pipeline.ModelRequest(str(tiny("bert"))), out,
+                        TensorRTOptions(**SMALL))
+    assert caught.value.hint == f"modelport inspect {tmp_path / 'out.rejected'}"
+    rejected = artifacts.verify(tmp_path / "out.rejected").manifest
+    assert (rejected.format, rejected.attempts[0].outcome) == ("onnx", "rejected")
+    assert [p for p in tmp_path.iterdir() if ".partial-" in p.name or "parent" in p.name] == []
 
 
 def test_int8_is_quantised_in_the_graph_as_tensorrt_reads_it(

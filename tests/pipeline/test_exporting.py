@@ -99,6 +99,47 @@ def test_what_fails_parity_is_set_aside_with_its_report(
     assert json.loads((tmp_path / "out.rejected" / "parity.json").read_text())["verdict"] == "fail"
 
 
+def test_what_fails_parity_is_kept_though_a_later_strategy_captures_nothing(
+    request_: pipeline.ModelRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(graph: Any, strategy: str) -> None:
+        if strategy != "trace":
+            raise RuntimeError("no translation for aten::unheard_of")
+        for node in graph.graph.all_nodes():
+            if node.op_type == "Erf":
+                node.op_type = "Tanh"
+
+    tried = breaking(monkeypatch, spoil)
+    monkeypatch.setattr("modelport.exporters.onnx.OnnxExporter.strategies",
+                        lambda self, options: ("trace", "dynamo"))
+    with pytest.raises(ParityError, match="no strategy passed parity") as caught:
+        pipeline.export("onnx", request_, tmp_path / "out", OnnxOptions(opset=18))
+    assert tried == ["trace", "dynamo"]
+    assert caught.value.hint == f"modelport inspect {tmp_path / 'out.rejected'}"
+    rejected = artifacts.read(tmp_path / "out.rejected")
+    assert [a.outcome for a in rejected.manifest.attempts] == ["rejected", "failed"]
+    assert rejected.manifest.facts["strategy"] == "trace"
+    assert "parity: fail" in (tmp_path / "out.rejected" / "rejected.txt").read_text()
+    assert set(rejected.manifest.files) <= {p.name for p in rejected.root.iterdir()}
+    assert not [p for p in rejected.root.iterdir() if p.name.startswith(".")]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_strategy_that_passes_leaves_nothing_of_one_that_did_not(
+    request_: pipeline.ModelRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(graph: Any, strategy: str) -> None:
+        for node in graph.graph.all_nodes() if strategy == "trace" else ():
+            if node.op_type == "Erf":
+                node.op_type = "Tanh"
+
+    breaking(monkeypatch, spoil)
+    artifact = pipeline.export("onnx", request_, tmp_path / "out", OnnxOptions(opset=18))
+    assert [a.outcome for a in artifact.manifest.attempts] == ["rejected", "kept"]
+    assert {p.name for p in artifact.root.iterdir()} == {"manifest.json", *artifact.manifest.files}
+    assert not (tmp_path / "out.rejected").exists()
+
+
 def test_a_file_that_is_not_what_was_asked_for_is_no_success(
     request_: pipeline.ModelRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
