@@ -18,6 +18,7 @@ from .sources import spelled, told_apart
 if TYPE_CHECKING:
     from ..artifacts import Artifact
     from ..runtimes.benchmark import Contestant, GenerationReport, Shape
+    from ..session import Session
 
 EAGER = ("dynamic", "static", "compiled")
 """How the source is run; see :data:`~..runtimes.benchmark.generation.Mode`."""
@@ -84,22 +85,28 @@ def bench_generation(
     return report
 
 
-def open_generator(path: str, mode: str, *, device: str, options: Mapping[str, Any]) -> Any:
+def open_generator(
+    path: str, mode: str, *, device: str, options: Mapping[str, Any]
+) -> tuple[Any, tuple[Session, ...]]:
     """What a measured process opens: an artifact on sessions, or the source in transformers.
 
     Args:
         path: an artifact's directory, or the fields of a :class:`ModelRequest` as JSON.
         mode: see :data:`~..runtimes.benchmark.generation.Mode`.
         options: of the runtime; the source takes none but ``threads``, which are torch's.
+
+    Returns:
+        The model, and the sessions that it runs on.
     """
     if mode == "sessions":
         known = _options(artifacts.read(Path(path)))
         taken = {name: value for name, value in options.items() if name in known}
-        return load_pipeline(Path(path), device, **taken).model
+        opened = load_pipeline(Path(path), device, **taken)
+        return opened.model, tuple(opened.sessions.values())
     if unknown := sorted(set(options) - {"threads"}):
         raise UsageError(f"eager runs have no option {', '.join(unknown)}", allowed="none")
     checkpoint = ModelRequest(**json.loads(path)).resolve()
-    return checkpoints.load_reference(checkpoint, attention="sdpa").module.to(device)
+    return checkpoints.load_reference(checkpoint, attention="sdpa").module.to(device), ()
 
 
 def _options(artifact: Artifact) -> set[str]:
@@ -120,7 +127,10 @@ def _of_source(
     try:
         checkpoint = request.resolve()
     except UnsafeError as error:  # to leave it out unasked would hide what nobody measured
-        flag = "--allow-pickle" if isinstance(error, PickleRefused) else "--trust-remote-code"
+        pickled = isinstance(error, PickleRefused)
+        flag = "--allow-pickle" if pickled else "--trust-remote-code"
+        if request.allow_pickle if pickled else request.trust_remote_code:
+            raise  # it was given, and something else is missing
         raise type(error)(error.found, allowed=error.allowed,
                           hint=f"{flag}, or --eager none: without the source") from error
     except ModelportError:

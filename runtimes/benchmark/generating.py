@@ -13,11 +13,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .cell import follow
+from .cell import Company, follow, misplaced
+from .environment import gpu_readings
 from .generation import Contestant, Measured, Process, Sample, Shape, read_process
 from .records import write_json
 
@@ -57,8 +58,8 @@ def measure(
     start = time.perf_counter()
     module, name = OPENER
     opener = getattr(importlib.import_module(module, __package__), name)
-    model = opener(contestant.path, contestant.mode, device=job["device"],
-                   options={"threads": job["threads"], **contestant.options})
+    model, sessions = opener(contestant.path, contestant.mode, device=job["device"],
+                             options={"threads": job["threads"], **contestant.options})
     opened = time.perf_counter() - start
     resident = _status("VmRSS")
     shapes = before.shapes if before else ()
@@ -70,7 +71,9 @@ def measure(
 
     keep(so_far())
     for shape in job["shapes"]:
-        shapes = (*shapes, _shape(model, contestant, Shape(**shape), job))
+        measured = _shape(model, contestant, Shape(**shape), job)
+        elsewhere = {fault for session in sessions for fault in misplaced(session, job["device"])}
+        shapes = (*shapes, replace(measured, faults=tuple(sorted(elsewhere))))
         keep(so_far())
     return so_far()
 
@@ -97,22 +100,28 @@ def _timed(model: Any, contestant: Contestant, shape: Shape, job: Mapping[str, A
         "min_new_tokens": shape.tokens, "return_dict_in_generate": True,
         **_mode(contestant.mode, job["device"]),
     }  # fmt: skip
+    def read() -> list[dict[str, Any]]:
+        return gpu_readings(os.getpid()) if job["device"] == "cuda" else []
+
     samples, found = [], None
     gc.collect()
-    for repeat in range(job["repeats"] + 1):
-        clock = Clock(synchronize)
-        start = time.perf_counter()
-        found = model.generate(**prompt, **settings, logits_processor=[clock])
-        end = time.perf_counter()
-        if len(clock.times) != shape.tokens:
-            raise RuntimeError(f"{len(clock.times)} tokens came instead of {shape.tokens}")
-        if repeat:  # the first warms up
-            steps = tuple(b - a for a, b in zip(clock.times, clock.times[1:], strict=False))
-            samples.append(Sample(clock.times[0] - start, steps, end - start))
+    before = read()
+    with Company() as company:
+        for repeat in range(job["repeats"] + 1):
+            clock = Clock(synchronize)
+            start = time.perf_counter()
+            found = model.generate(**prompt, **settings, logits_processor=[clock])
+            end = time.perf_counter()
+            if len(clock.times) != shape.tokens:
+                raise RuntimeError(f"{len(clock.times)} tokens came instead of {shape.tokens}")
+            if repeat:  # the first warms up
+                steps = tuple(b - a for a, b in zip(clock.times, clock.times[1:], strict=False))
+                samples.append(Sample(clock.times[0] - start, steps, end - start))
     assert found is not None
     ids = found.sequences.cpu().numpy()
     return Measured(shape, tuple(samples), cache_bytes(found.past_key_values),
-                    hashlib.sha256(ids.tobytes()).hexdigest()[:16])
+                    hashlib.sha256(ids.tobytes()).hexdigest()[:16],
+                    foreign=company.foreign, stolen=company.stolen, gpu=(*before, *read()))
 
 
 def _nothing() -> None:

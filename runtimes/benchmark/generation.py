@@ -25,7 +25,7 @@ import numpy as np
 from ...errors import IncompleteError, UsageError
 from . import statistics as st
 from .cell import THREAD_VARIABLES
-from .environment import Environment, cores
+from .environment import Environment, cores, throttles
 from .environment import read as read_environment
 from .records import digest, write_json
 
@@ -124,6 +124,10 @@ class Measured:
     Attributes:
         cache: bytes of the key-value cache after the last token; None where it can't be seen.
         tokens: digest of the generated ids, which says whether two contestants did the same work.
+        foreign, stolen: cores that other processes and the hypervisor used meanwhile; None where
+            unknown.
+        gpu: driver readings before and after, on a GPU.
+        faults: what makes it invalid: it ran elsewhere than asked.
     """
 
     shape: Shape
@@ -131,6 +135,10 @@ class Measured:
     cache: int | None = None
     tokens: str = ""
     failure: str = ""
+    foreign: float | None = None
+    stolen: float | None = None
+    gpu: tuple[Mapping[str, Any], ...] = ()
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +235,18 @@ class GenerationReport:
                 + "; ".join(list(causes)[:5]),
                 hint="run the same command again: it measures only what is missing")
 
+    def require_valid(self) -> None:
+        """Raise for the exit code when something ran that must not be believed.
+
+        Raises:
+            IncompleteError: names the lines, and why.
+        """
+        if found := [f"{line.label}: {'; '.join(line.verdict.reasons)}" for line in self.lines
+                     if line.verdict and line.verdict.word == "invalid"]:
+            raise IncompleteError(
+                f"{len(found)} of {len(self.lines)} lines are invalid: " + "; ".join(found[:5]),
+                hint="once that is mended, measure anew: another --output")
+
 
 def run_generation(
     request: GenerationRequest, notify: Callable[[str], None] = lambda _: None
@@ -234,12 +254,23 @@ def run_generation(
     """Measure what is not measured yet, and summarise.
 
     Raises:
-        UsageError: two contestants share a name, or the baseline is none of them.
+        UsageError: two contestants share a name, the baseline is none of them, or another
+            measurement is writing there.
     """
+    from .sweep import alone  # the measured process loads this module, and needs none of that
+
     names = [c.name for c in request.contestants]
-    if len(set(names)) < len(names) or request.baseline not in (None, *names):
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"more than one is named {', '.join(twice)}", allowed="each name once",
+                         hint="rename one of the directories")
+    if request.baseline not in (None, *names):
         raise UsageError(f"the baseline is {request.baseline!r}", allowed=", ".join(names))
     request.output.mkdir(parents=True, exist_ok=True)
+    with alone(request.output):
+        return _measured(request, notify)
+
+
+def _measured(request: GenerationRequest, notify: Callable[[str], None]) -> GenerationReport:
     found = read_environment()
     order = random.Random(request.seed)
     done: list[Process] = []
@@ -269,7 +300,9 @@ def _process(
         "shapes": [asdict(s) for s in request.shapes], "threads": request.threads,
         "device": request.device, "seed": request.seed,
     }  # fmt: skip
-    place = request.output / f"{digest([job, machine])}.json"
+    # By what is measured: neither where it lies nor which other shapes are asked for matters.
+    same = {**job, "contestant": {**asdict(contestant), "path": ""}, "shapes": []}
+    place = request.output / f"{digest([same, machine])}.json"
     found = read_process(place)
     if found is not None:  # what failed in an earlier call is tried again
         found = replace(found, shapes=tuple(m for m in found.shapes if m.samples))
@@ -286,7 +319,8 @@ def _process(
     if found is None:
         why = next(m.failure for m in lost.values())
         return Process(contestant.name, number, 0.0, 0, 0, tuple(lost.values()), failure=why)
-    return replace(found, shapes=(*found.shapes, *lost.values()))
+    mine = (m for m in found.shapes if m.shape in request.shapes)
+    return replace(found, shapes=(*mine, *lost.values()))
 
 
 def _done(found: Process | None) -> set[Shape]:
@@ -417,12 +451,21 @@ def _line(
         decode_speedup=speedups[0],
         total_speedup=speedups[1],
         same=same,
-        verdict=st.verdict(
-            list(totals.values()),
-            unstable=[f"{failed} of {started} processes failed"] if failed else []),
+        verdict=_verdict(list(mine.values()), totals, failed, started),
         failed=failed,
         failure=why,
     )  # fmt: skip
+
+
+def _verdict(
+    mine: Sequence[Measured], totals: Mapping[int, NDArray[np.float64]], failed: int, started: int
+) -> st.Verdict:
+    unstable = [f"{failed} of {started} processes failed"] if failed else []
+    if throttled := throttles(reading for m in mine for reading in m.gpu):
+        unstable.append(throttled)
+    return st.verdict(
+        list(totals.values()), foreign=max((m.foreign or 0.0) + (m.stolen or 0.0) for m in mine),
+        invalid=sorted({fault for m in mine for fault in m.faults}), unstable=unstable)
 
 
 def _speedup(

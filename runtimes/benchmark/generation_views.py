@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from .views import Table, judged, quantity
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from . import statistics as st
-    from .generation import GenerationReport, Line
+    from .generation import GenerationReport, Line, Process
 
 COLUMNS = ("run", "first token", "between tokens", "p95", "tokens/s", "whole call", "cache",
            "decode ×", "whole ×", "same ids", "verdict")
@@ -26,9 +28,17 @@ def tables(report: GenerationReport) -> tuple[Table, ...]:
         if mine:
             opened.append((name, quantity(sorted(p.opened for p in mine)[len(mine) // 2], "s"),
                            quantity(max(p.resident for p in mine), "bytes"),
-                           quantity(max(p.peak for p in mine), "bytes")))
+                           quantity(max(p.peak for p in mine), "bytes"), _on_gpu(mine)))
     return (*found, Table("Opening, and memory of the process",
-                          ("run", "to open", "resident then", "peak"), tuple(opened)))
+                          ("run", "to open", "resident then", "peak", "GPU"),
+                          tuple(opened)).without())
+
+
+def _on_gpu(processes: Sequence[Process]) -> str:
+    """The most that the driver saw a process use on the GPU after a shape."""
+    seen = [reading.get("process_bytes") or 0 for p in processes for m in p.shapes
+            for reading in m.gpu]
+    return quantity(max(seen), "bytes") if any(seen) else ""
 
 
 def notes(report: GenerationReport) -> tuple[str, ...]:

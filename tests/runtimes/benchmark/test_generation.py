@@ -15,6 +15,7 @@ import torch
 from modelport.errors import GateRefused, IncompleteError, UsageError
 from modelport.runtimes import benchmark
 from modelport.runtimes.benchmark import generating, generation
+from modelport.runtimes.benchmark.fake import FakeSession
 from modelport.runtimes.benchmark.generation import Contestant, Measured, Process, Sample, Shape
 from modelport.runtimes.benchmark.records import write_json
 
@@ -51,8 +52,8 @@ def job(mode: str = "sessions", **changed: Any) -> dict[str, Any]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Have the measured process open this model."""
 
-    def put(model: Any) -> None:
-        home = SimpleNamespace(open=lambda path, mode, device, options: model)
+    def put(model: Any, *sessions: Any) -> None:
+        home = SimpleNamespace(open=lambda path, mode, device, options: (model, sessions))
         monkeypatch.setattr(generating, "OPENER", ("anything", "open"))
         monkeypatch.setattr(generating, "importlib",
                             SimpleNamespace(import_module=lambda *_: home))
@@ -79,6 +80,35 @@ def test_a_model_that_stops_early_is_a_failure_not_a_fast_one(opened: Any) -> No
     (found,) = generating.measure(job()).shapes
     assert not found.samples
     assert "2 tokens came instead of 3" in found.failure
+
+
+def test_a_session_that_ran_elsewhere_makes_it_invalid(opened: Any, tmp_path: Path) -> None:
+    opened(Slow(0.0, 0.0), FakeSession({"device": "cpu"}), FakeSession({"device": "cuda"}))
+    (found,) = generating.measure(job()).shapes
+    assert found.faults == ("asked for cpu, ran on cuda",)
+    wrong = dataclasses.replace(process("mine", 0, 0.01), shapes=(dataclasses.replace(
+        process("mine", 0, 0.01).shapes[0], faults=found.faults),))
+    report = summary(tmp_path, wrong, process("eager", 0, 0.02))
+    report.require_complete()
+    with pytest.raises(IncompleteError, match=r"mine.*ran on cuda"):
+        report.require_valid()
+
+
+def test_company_and_throttling_make_a_line_unstable(tmp_path: Path) -> None:
+    def beside(**conditions: Any) -> Process:
+        (one,) = process("mine", 0, 0.01).shapes
+        return dataclasses.replace(process("mine", 0, 0.01),
+                                   shapes=(dataclasses.replace(one, **conditions),))
+
+    for conditions, said in (
+        ({"foreign": 0.4, "stolen": 0.2}, "others used 0.60 cores meanwhile"),
+        ({"gpu": ({"throttle": ["GpuIdle", "HwSlowdown"]},)}, "GPU throttled: HwSlowdown"),
+    ):
+        line = summary(tmp_path, beside(**conditions)).line("mine", SHAPE)  # type: ignore[arg-type]
+        assert line.verdict is not None
+        assert (line.verdict.word, said in line.verdict.reasons) == ("unstable", True)
+    report = summary(tmp_path, beside(gpu=({"process_bytes": 3 << 20}, {"process_bytes": None})))
+    assert "| 3 MiB |" in benchmark.markdown(report)
 
 
 def test_what_each_mode_asks_of_generate(opened: Any) -> None:
@@ -210,6 +240,44 @@ def test_a_process_that_dies_costs_the_shape_it_was_at(
     second = generation.run_generation(asked_of(tmp_path, 1))
     assert machine.runs == [("mine", 0, (8,))]
     second.require_complete()
+
+
+def test_another_shape_or_place_measures_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(monkeypatch)
+    asked = asked_of(tmp_path, 1)
+    generation.run_generation(dataclasses.replace(asked, shapes=THREE[:2]))
+    machine.runs.clear()
+    moved = tuple(dataclasses.replace(c, path="elsewhere") for c in asked.contestants)
+    generation.run_generation(dataclasses.replace(asked, contestants=moved))
+    assert sorted(machine.runs) == [("eager", 0, (64,)), ("mine", 0, (64,))]
+    machine.runs.clear()
+    report = generation.run_generation(dataclasses.replace(asked, shapes=THREE[1:2]))
+    assert not machine.runs
+    assert {m.shape for p in report.processes for m in p.shapes} == {THREE[1]}
+
+
+def test_two_measurements_do_not_write_to_one_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asked_of(tmp_path, 1)
+
+    def again(name: str, shape: Shape | None) -> str:
+        with pytest.raises(UsageError, match="another sweep is writing"):
+            generation.run_generation(asked)
+        return ""
+
+    Machine(monkeypatch, again)
+    generation.run_generation(asked).require_complete()
+
+
+def test_names_that_are_given_twice_are_named(tmp_path: Path) -> None:
+    asked = request(tmp_path)
+    both = tuple(dataclasses.replace(c, name="t5") for c in asked.contestants)
+    with pytest.raises(UsageError, match="more than one is named t5") as caught:
+        generation.run_generation(dataclasses.replace(asked, contestants=both))
+    assert "rename" in caught.value.hint
 
 
 def test_a_shape_that_failed_is_measured_anew_and_not_kept_as_a_failure(
