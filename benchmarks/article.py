@@ -66,8 +66,13 @@ class Found:
 
     @property
     def formats(self) -> list[str]:
-        return [name for name in FORMATS
-                if all(r.pace is not None for r in self.report.rows if r.cell.runtime == name)]
+        return [name for name in FORMATS if name not in self.missing]
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Formats that were not measured in each setting, and why."""
+        return {name: row.detail for name in FORMATS for row in self.report.rows
+                if row.cell.runtime == name and row.pace is None}
 
 
 def artifacts(device: str) -> list[Path]:
@@ -105,7 +110,10 @@ def measure(device: str, sentences: int, runs: int, minutes: float | None) -> Fo
         ),
         notify=until(minutes),
     )
-    return Found(device, report)
+    found = Found(device, report)
+    if not found.formats:
+        report.require_complete()  # there is nothing to show
+    return found
 
 
 def _threads(device: str) -> int:
@@ -149,6 +157,9 @@ def _times(ratio: st.Interval) -> str:
 
 def claims(found: Found) -> list[str]:
     """The article's claims and what was found of each, in words that follow from the figures."""
+    if found.missing:
+        return ["Not judged: " + ", ".join(FORMATS[name] for name in found.missing)
+                + " was not measured in each setting.", ""]
     return [*_ahead(found), *_together(found), *_growing(found)]
 
 
@@ -272,7 +283,8 @@ def write(found: Sequence[Found], absent: Sequence[str], sentences: int, runs: i
                     for floor in report.floors.values()), "",
                   "Milliseconds per sentence ± the 95 % interval over runs (from 3 runs on); "
                   "brackets are 95 % intervals too; † unstable, ‡ invalid.",
-                  "", *table(one), ""]
+                  "", *(f"Left out: {FORMATS[name]}: {why}\n" for name, why in one.missing.items()),
+                  *table(one), ""]
         for name, spec in plots(one).items():
             file = RESULTS / f"{name}-{one.device}.svg"
             file.write_text(vl_convert.vegalite_to_svg(json.dumps(spec)), encoding="utf-8")
@@ -303,6 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"stopped at {pause}; the same command goes on from there", file=sys.stderr)
             return 75
     print(write(found, absent, chosen.sentences, chosen.runs))
+    for one in found:
+        one.report.require_complete()
     return 0
 
 

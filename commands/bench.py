@@ -153,6 +153,7 @@ def bench(
         if comparison.past_limit:
             return ParityError.exit_code
     report.require_complete()
+    report.require_valid()
     return 0
 
 
@@ -221,7 +222,9 @@ def _grid(
     if corpus is not None and not (batchings or loads):
         batchings = BATCHINGS
     shapes = seq_lens is not None or not (batchings or loads)
+    usual = {"batch": batch_sizes, "sequence": seq_lens}
     return pipeline.Grid(
+        usual=tuple(axis for axis, given in usual.items() if given is None),
         baseline=_baseline(baseline, baseline_weights),
         corpus=corpus,
         sweep={

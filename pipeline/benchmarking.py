@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,14 @@ from ..artifacts.digest import digests
 from ..checkpoints import standins
 from ..errors import UsageError
 from ..runtimes import benchmark
-from ..spec import ModelSpec
+from ..spec import ModelSpec, terms
 from .opening import open_artifact
 from .request import ModelRequest, Notify
 from .sources import spelled, told_apart
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
-    from ..checkpoints import Checkpoint, LoadedModel
+    from ..checkpoints import Checkpoint, Source
     from ..runtimes.benchmark import Cell, CorpusSource, RunReport, Subject, Work
     from ..session import Session
 
@@ -33,6 +34,9 @@ EAGER = "torch_eager"
 """Runs the source as it was published."""
 DEFAULT_RUNTIMES = ("onnxruntime", "torchscript", "aotinductor", "tensorrt", EAGER)
 """What is measured unless ``--runtimes`` says otherwise; the rest is for comparison."""
+
+_SIZES = {"batches": ("batch", "--batch-sizes"), "corpus_batches": ("batch", "--batch-sizes"),
+          "sequences": ("sequence", "--seq-lens")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +89,15 @@ class Grid:
         runtimes: names, each with options of its own where wanted
             (``openvino:precision=bf16``; ``dtype`` too for a runtime of the source); one that is
             absent here becomes an empty column with its reason.
+        usual: axes (``batch``, ``sequence``) whose sizes nobody named: those that a model does
+            not take are left out, where others would be refused.
         corpus: text file, one sentence a line; None is the built-in one.
         sweep: everything that the sweep itself takes; ``subjects`` and ``corpus`` are filled in.
     """
 
     baseline: ModelRequest | None = None
     runtimes: tuple[str, ...] = DEFAULT_RUNTIMES
+    usual: tuple[str, ...] = ()
     corpus: Path | None = None
     sweep: Mapping[str, Any] = field(default_factory=dict)
 
@@ -108,19 +115,25 @@ def bench(
             made, which are held to the contract of the first artifact, or else of the baseline.
 
     Raises:
-        UsageError, UnsafeError: an artifact cannot be read, or its files were changed.
+        UsageError, UnsafeError: an artifact cannot be read, its files were changed, it generates,
+            or it does not take the sizes that were named.
     """
     files = [root for root in roots if root.is_file()]
     measured = [artifacts.verify(root) for root in roots if not root.is_file()]
+    if several := next((a for a in measured if a.manifest.components), None):
+        raise UsageError(f"{several.root} generates, which is measured in other ways",
+                         allowed="artifacts of one graph, without others beside them",
+                         hint=f"modelport bench {several.root}")
     source = _baseline(grid, measured)
     contract = _contract(files, source, measured)
+    contracts = {str(a.root): a.spec for a in measured} or {str(files[0]): contract}
     wanted = [Entrant.of(text) for text in grid.runtimes]
     subjects = [
         *_of_artifacts(measured, wanted),
         *_of_files(files, contract, wanted),
         *_of_baseline(source, wanted),
     ]
-    options = dict(grid.sweep)
+    options = _fitting(grid, contracts)
     if grid.corpus is not None:
         homes = [a.root for a in measured] + ([source.root] if source else [])
         options["corpus"] = _corpus(grid.corpus, homes, contract)
@@ -129,7 +142,7 @@ def bench(
         output,
         baseline=next((s.name for s in subjects
                        if s.parity == benchmark.SOURCE and s.runtime == EAGER), None),
-        work=_work(source or _source(measured[0])),
+        work=_work(subjects, measured, source),
         **options,
     )
     report: RunReport = benchmark.run_sweep(
@@ -177,14 +190,51 @@ def _baseline(grid: Grid, measured: Sequence[Artifact]) -> Checkpoint | None:
     return request.resolve()
 
 
-def _source(artifact: Artifact) -> Checkpoint | None:
-    """The artifact's source, if it still can be had: only for counting its operations."""
-    from ..errors import ModelportError
+def _fitting(grid: Grid, contracts: Mapping[str, ModelSpec]) -> dict[str, Any]:
+    """The sweep with sizes that every model takes.
 
-    try:
-        return ModelRequest.of(artifact.manifest.source).resolve()
-    except ModelportError:
-        return None
+    Raises:
+        UsageError: a size that was named does not fit, or there is no sequence to have one.
+    """
+    options = {f.name: f.default for f in fields(benchmark.SweepRequest)
+               if f.name in (*_SIZES, "batchings", "traffic")}
+    options |= grid.sweep
+    corpus = bool(options["batchings"] or options["traffic"])
+    taken = {name: benchmark.ranges(spec) for name, spec in contracts.items()}
+    still = [name for name, found in taken.items() if "sequence" not in found]
+    if still:
+        _require_still(grid, options, still, len(taken))
+        options["sequences"] = (0,) if options["batches"] else ()
+    for key, (axis, flag) in _SIZES.items():
+        named = key in grid.sweep and axis not in grid.usual and (corpus or key != "corpus_batches")
+        for name, found in taken.items():
+            if axis not in found or (axis == "sequence" and still):
+                continue
+            least, most = found[axis]
+            fits = tuple(size for size in options[key] if least <= size <= most)
+            if named and len(fits) < len(options[key]):
+                wrong = ", ".join(str(s) for s in options[key] if s not in fits)
+                raise UsageError(f"{name} does not take a {axis} of {wrong}",
+                                 allowed=f"{least} to {most}", hint=f"{flag} within that")
+            options[key] = fits or ((most,) if options[key] else ())
+    return options
+
+
+def _require_still(
+    grid: Grid, options: Mapping[str, Any], still: Sequence[str], count: int
+) -> None:
+    """Models without a sequence are measured by batch size, and by themselves."""
+    if len(still) < count:
+        raise UsageError(f"{', '.join(still)} takes no sequence, and others do",
+                         allowed="artifacts of models of one kind")
+    asked = [flag for flag, key in (("--seq-lens", "sequences"), ("--batching", "batchings"),
+                                    ("--scenario", "traffic"))
+             if options[key] and not (key == "sequences" and "sequence" in grid.usual)]
+    if grid.corpus is not None:
+        asked = ["--corpus", *(flag for flag in asked if flag != "--batching")]
+    if asked:
+        raise UsageError(f"{still[0]} takes no sequence and no sentences",
+                         hint=f"leave {' and '.join(asked)} out")
 
 
 def _of_artifacts(measured: Sequence[Artifact], wanted: Sequence[Entrant]) -> list[Subject]:
@@ -206,7 +256,8 @@ def _of_artifacts(measured: Sequence[Artifact], wanted: Sequence[Entrant]) -> li
                     dtype=_dtype(entrant, str(manifest.facts.get("precision") or "float32")),
                     options=entrant.options,
                     parity=parity,
-                    weight_bytes=sum(manifest.facts.get("weight_bytes", {}).values()),
+                    weight_bytes=sum(manifest.facts.get("weight_bytes", {}).values())
+                    or sum(entry.size for entry in manifest.files.values()),
                 )
             )
     return found
@@ -245,27 +296,34 @@ def _of_files(
         able = [entrant for entrant in wanted if entrant.runtime in known]
         _require(able, file, known, wanted)
         content = {"file": str(file.absolute()), "spec": to_jsonable_python(spec)}
+        identity = _digest(file, content["spec"])
         for entrant in able:
             name = f"{file.parent.name}/{file.name}"
             found.append(
                 benchmark.Subject(
                     name=entrant.name(name, alone=len(able) == 1),
                     path=json.dumps(content, sort_keys=True),
-                    identity=_digest(file),
+                    identity=identity,
                     runtime=entrant.runtime,
                     dtype=_dtype(entrant, "float32"),
                     options=entrant.options,
                     parity="not validated",
+                    weight_bytes=sum(part.stat().st_size for part in _beside(file)),
                 )
             )
     return found
 
 
-def _digest(file: Path) -> str:
-    """Of a bare model, and of the files beside it that may hold its weights."""
-    beside = sorted(p for p in file.parent.iterdir()
-                    if p.is_file() and p.name.startswith(file.stem))
-    found = "".join(entry.sha256 for entry in digests(beside).values())
+def _beside(file: Path) -> list[Path]:
+    """A bare model, and the files that may hold its weights."""
+    return sorted(p for p in file.parent.iterdir()
+                  if p.is_file() and p.name.startswith(file.stem))
+
+
+def _digest(file: Path, spec: Any) -> str:
+    """Of a bare model, of the files beside it that may hold its weights, and of its contract."""
+    found = "".join(entry.sha256 for entry in digests(_beside(file)).values())
+    found += json.dumps(spec, sort_keys=True)
     return hashlib.sha256(found.encode()).hexdigest()
 
 
@@ -323,27 +381,64 @@ def _corpus(path: Path, roots: Sequence[Path], spec: ModelSpec) -> CorpusSource:
     return benchmark.from_text(path, encode)
 
 
-def _work(source: Checkpoint | None) -> Callable[[Cell], Work | None]:
-    """Operations and bytes of a cell, counted on the source's module, which holds no weights."""
-    if source is None:
-        return lambda cell: None
-    model: list[LoadedModel] = []
+def _work(
+    subjects: Sequence[Subject], measured: Sequence[Artifact], source: Checkpoint | None
+) -> Callable[[Cell], Work | str]:
+    """Operations and bytes of a cell, or why they are unknown, counted on the subject's source."""
+    counters: dict[tuple[str, str], Callable[[int, int], Work | str]] = {}
+    weights = {subject.identity: subject.weight_bytes for subject in subjects}
+    made = {a.manifest.identity: a.manifest.source for a in measured}
+    # A bare file is held to the contract of the first artifact, or else of the baseline.
+    usual = source.source if source else measured[0].manifest.source
+
+    def counted(cell: Cell) -> Work | str:
+        origin = made.get(cell.identity, usual)
+        key = (origin.digest, origin.task)
+        if key not in counters:
+            counters[key] = _counter(origin, source)
+        found = counters[key](cell.batch, cell.sequence)
+        if isinstance(found, str):
+            return found
+        return replace(found, bytes=found.bytes + weights[cell.identity])
+
+    return counted
+
+
+def _counter(origin: Source, source: Checkpoint | None) -> Callable[[int, int], Work | str]:
+    """Counts a call by batch and sequence, on a module without weights: its operations, and the
+    bytes of what goes in and comes out.
+
+    Args:
+        source: taken where it is the same model, else it is looked for.
+    """
+    from .exporting import first_line
+
+    same = source is not None and (source.source.digest, source.task) == (
+        origin.digest, origin.task)
+    try:
+        found = source if same and source else ModelRequest.of(origin).resolve()
+        loaded = checkpoints.load(found, attention="eager")
+    except Exception as error:  # noqa: BLE001 - what was measured counts without it
+        why = first_line(error)
+        return lambda batch, sequence: why
 
     @cache
-    def counted(batch: int, sequence: int) -> Work:
+    def count(batch: int, sequence: int) -> Work | str:
         import torch
 
-        if not model:
-            model.append(checkpoints.load(source, attention="eager"))
-        loaded = model[0]
-        sizes = {name: dim.opt for name, dim in loaded.spec.dims.items()}
+        spec = loaded.spec
+        sizes = {name: dim.opt for name, dim in spec.dims.items()}
         sizes |= {"batch": batch, "sequence": sequence}
-        inputs = tuple(
-            torch.zeros(loaded.spec.shape(t, sizes), dtype=getattr(torch, t.dtype))
-            for t in loaded.spec.inputs
-        )
-        weights = sum(ref.nbytes for ref in {id(r): r for r in loaded.weights.values()}.values())
-        flops = standins.completed(benchmark.count_flops)(loaded.module, inputs)
-        return benchmark.Work(float(flops), float(weights))
+        try:
+            inputs = tuple(torch.zeros(spec.shape(t, sizes), dtype=getattr(torch, t.dtype))
+                           for t in spec.inputs)
+            flops = standins.completed(benchmark.count_flops)(loaded.module, inputs)
+        except Exception as error:  # noqa: BLE001 - some decide by values, and none are there
+            return first_line(error)
+        written = [t for t in spec.outputs
+                   if all(isinstance(d, int) or set(terms(d)) <= sizes.keys() for d in t.shape)]
+        moved = sum(math.prod(spec.shape(t, sizes)) * getattr(torch, t.dtype).itemsize
+                    for t in (*spec.inputs, *written))
+        return benchmark.Work(float(flops), float(moved))
 
-    return lambda cell: None if cell.batching else counted(cell.batch, cell.sequence)
+    return count

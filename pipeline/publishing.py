@@ -273,14 +273,16 @@ def _benchmark(root: Path, identity: str) -> Report:
         ) from error
     verdicts = report.verdicts(identity)
     if not verdicts:
-        raise GateRefused(
-            f"the benchmark in {root} measured other files", hint=f"modelport bench {root}"
-        )
-    invalid = [label for label, verdict in verdicts.items() if verdict.word == "invalid"]
+        scenarios = not isinstance(report, benchmark.GenerationReport) and any(
+            line.cell.identity == identity for line in report.loads)
+        held = "holds scenarios of a load generator alone" if scenarios else "measured other files"
+        raise GateRefused(f"the benchmark in {root} {held}", hint=f"modelport bench {root}")
+    invalid = [f"{label}: {'; '.join(verdict.reasons)}"
+               for label, verdict in verdicts.items() if verdict.word == "invalid"]
     if invalid:
         raise GateRefused(
             f"{len(invalid)} of {len(verdicts)} measurements are invalid, such as {invalid[0]}",
-            hint=f"modelport bench {root}, on a quiet machine",
+            hint=f"modelport bench {root} --output NEW, which measures anew",
         )
     return report
 

@@ -24,6 +24,7 @@ _PUBLIC: dict[str, str] = {
     "CorpusSource": ".corpus",
     "built_in": ".corpus",
     "from_text": ".corpus",
+    "ranges": ".feeds",
     "Subject": ".sweep",
     "SweepRequest": ".sweep",
     "plan": ".sweep",

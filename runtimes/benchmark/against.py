@@ -86,8 +86,9 @@ def compare_runs(
 
     Cells match by subject, runtime, device, dtype, threads, options, shape and corpus; what
     generates by name and shape, and is compared by the whole call. Rounds of different runs are
-    not paired. The floor is that of both runs' twins; where models generate, what the baseline
-    itself, the same in both, differs by. The source is no artifact: it is never a change.
+    not paired. The floor is that of both runs' twins, and what the source itself, the same in
+    both, differs by: the machine's drift between the runs is not the artifact's. The source is no
+    artifact: it is never a change.
 
     Args:
         identity: of the one artifact that matters; "": all of the new run.
@@ -161,15 +162,14 @@ def _floor(
     new: Report, old: Report, recent: Mapping[Hashable, _Group],
     earlier: Mapping[Hashable, _Group], seed: int,
 ) -> float:
-    if isinstance(new, GenerationReport) or isinstance(old, GenerationReport):
-        source = _source(new)
-        same = [name for name in recent.keys() & earlier.keys()
-                if source is not None and source == _source(old)
-                and recent[name].identity == source]
-        return st.noise_floor([
-            st.ratio(recent[name].rounds, _apart(earlier[name].rounds), seed=seed)
-            for name in same])
-    return max([0.0, *new.floors.values(), *old.floors.values()])
+    source = _source(new)
+    same = [name for name in recent.keys() & earlier.keys()
+            if source is not None and source == _source(old) and recent[name].identity == source]
+    drift = st.noise_floor([
+        st.ratio(recent[name].rounds, _apart(earlier[name].rounds), seed=seed) for name in same])
+    twins = [floor for report in (new, old) if not isinstance(report, GenerationReport)
+             for floor in report.floors.values()]
+    return max([drift, *twins])
 
 
 def _samples(group: _Group) -> set[tuple[float, ...]]:

@@ -38,10 +38,11 @@ def run(request: sweep.SweepRequest, progress: sweep.Progress | None = None) -> 
     environment = read_environment()
     runner = _Runner(request, environment.digest, None)
     cells, results = sweep.plan(request), []
-    for done, cell in enumerate(cells, 1):
-        results.append(runner.result(cell))
-        if progress:
-            progress(results[-1], done, len(cells))
+    with sweep.alone(request.output):
+        for done, cell in enumerate(cells, 1):
+            results.append(runner.result(cell))
+            if progress:
+                progress(results[-1], done, len(cells))
     return sweep.SweepOutcome(environment, tuple(results), (), runner.measured, runner.reused)
 
 

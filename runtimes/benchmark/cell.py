@@ -160,7 +160,8 @@ def _measure(job: Job, empty: CellResult) -> CellResult:
         result = replace(
             result, cold=ColdStart(t1 - t0, t2 - t1, first, second), memory=memory,
             runtime=session.runtime,
-            placement=_placement(session), faults=(*result.faults, *_misplaced(session, cell)))
+            placement=_placement(session),
+            faults=(*result.faults, *misplaced(session, cell.device)))
         return _device_readings(session, result)
 
 
@@ -469,15 +470,16 @@ def _placement(session: Session) -> dict[str, Any]:
             "nodes": dict(found.nodes), "fallback": dict(found.fallback)}
 
 
-def _misplaced(session: Session, cell: Cell) -> tuple[str, ...]:
+def misplaced(session: Session, device: str) -> tuple[str, ...]:
+    """What is wrong where a session, or too much of it, ran elsewhere than asked."""
     found = session.placement()
-    if found.device != cell.device:
-        return (f"asked for {cell.device}, ran on {found.device}",)
+    if found.device != device:
+        return (f"asked for {device}, ran on {found.device}",)
     share = placed(found.nodes, found.fallback)
     if share is not None and share < LEAST_PLACED:
         left = sorted(found.fallback.items(), key=lambda item: -item[1])[:5]
         named = ", ".join(f"{count} {name}" for name, count in left)
-        return (f"only {share:.0%} of the nodes ran on {cell.device}; on the CPU: {named}",)
+        return (f"only {share:.0%} of the nodes ran on {device}; on the CPU: {named}",)
     return ()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -182,10 +182,17 @@ def gpu_readings(pid: int) -> list[dict[str, Any]]:
             for i in range(nvml.nvmlDeviceGetCount())]
 
 
+def throttles(readings: Iterable[Mapping[str, Any]]) -> str:
+    """Why readings say that a GPU slowed down; "" where it did not."""
+    found = sorted({why for reading in readings for why in reading.get("throttle") or ()
+                    if why != "GpuIdle"})
+    return "GPU throttled: " + ", ".join(found) if found else ""
+
+
 def _reading(nvml: Any, handle: Any, pid: int) -> dict[str, Any]:
     def used() -> int | None:
         for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            if process.pid == pid:
+            if process.pid == pid and process.usedGpuMemory is not None:  # MIG, WSL: untold
                 return int(process.usedGpuMemory)
         return None
 

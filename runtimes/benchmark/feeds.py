@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -25,14 +26,13 @@ def sizes(spec: ModelSpec, batch: int, sequence: int, dims: Mapping[str, int]) -
     tokens, is the sequence; ``dims`` has the last word, and what is left takes its ``opt``.
     """
     found: dict[str, int] = {}
+    chosen = {"batch": batch, "sequence": sequence}
     for tensor in spec.inputs:
         for axis, name in enumerate(tensor.shape):
             if not isinstance(name, str):
                 continue
-            if axis == 0:
-                found.setdefault(name, batch)
-            elif axis == 1 and (tensor.role in SEQUENTIAL or "seq" in name):
-                found.setdefault(name, sequence)
+            if axis_name := _axis(tensor, axis):
+                found.setdefault(name, chosen[axis_name])
             elif name in spec.dims:
                 found.setdefault(name, spec.dims[name].opt)
     found.update(dims)
@@ -41,6 +41,38 @@ def sizes(spec: ModelSpec, batch: int, sequence: int, dims: Mapping[str, int]) -
         raise UsageError(f"no size for dimension {', '.join(missing)}",
                          hint="state it in the cell's dims")
     return found
+
+
+def ranges(spec: ModelSpec) -> dict[str, tuple[int, int]]:
+    """The least and the most that ``batch`` and ``sequence`` may be in every input that has them.
+
+    One that no input has is left out: an image has no sequence. Fixed sizes count only where no
+    input's size is free.
+    """
+    free: dict[str, tuple[int, int]] = {}
+    fixed: dict[str, tuple[int, int]] = {}
+    for tensor in spec.inputs:
+        for axis, size in enumerate(tensor.shape):
+            name = _axis(tensor, axis)
+            if name is None:
+                continue
+            if isinstance(size, int):
+                fixed.setdefault(name, (size, size))
+            else:
+                dim, (least, most) = spec.dims.get(size), free.get(name, (1, sys.maxsize))
+                free[name] = (max(least, dim.min), min(most, dim.max)) if dim else (least, most)
+    return {**fixed, **free}
+
+
+def _axis(tensor: TensorSpec, axis: int) -> str | None:
+    """Whether an input's dimension is the batch or the sequence."""
+    if tensor.role == "tail":
+        return None
+    if axis == 0:
+        return "batch"
+    size = tensor.shape[axis]
+    sequential = tensor.role in SEQUENTIAL or (isinstance(size, str) and "seq" in size)
+    return "sequence" if axis == 1 and sequential else None
 
 
 def draw(

@@ -82,7 +82,7 @@ class Cell:
         threads: compute threads; the process is pinned to as many cores.
         spinning: whether idle threads spin; set explicitly for OpenMP and the runtime.
         batch: rows per call; the largest batch where the batching is ``token-budget``.
-        sequence: tokens per row; 0 with a corpus.
+        sequence: tokens per row; 0 with a corpus, and where a model takes no sequence.
         batching: None for one fixed shape, else how the corpus is cut into batches.
         budget: padded tokens per batch, for ``token-budget`` and ``Offline``.
         traffic: None unless a load generator drives the session; ``batch`` is then the most
@@ -117,9 +117,7 @@ class Cell:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.threads < 1 or self.sequence < (
-            0 if self.batching or self.traffic else 1
-        ):
+        if self.batch < 1 or self.threads < 1 or self.sequence < 0:
             raise UsageError(
                 f"batch {self.batch}, sequence {self.sequence}, {self.threads} threads",
                 allowed="each at least 1")
@@ -147,12 +145,13 @@ class Cell:
         return (self.batch, self.sequence, self.batching or "", self.budget)
 
     def work(self) -> str:
-        """``8×128``, how the corpus is cut (``sorted 32``), or the scenario of the traffic."""
+        """``8×128``, ``batch 8`` of a model without a sequence, how the corpus is cut
+        (``sorted 32``), or the scenario of the traffic."""
         if self.traffic:
             return self.traffic.scenario
         if self.batching:
             return f"{self.batching} {self.budget or self.batch}"
-        return f"{self.batch}×{self.sequence}"
+        return f"{self.batch}×{self.sequence}" if self.sequence else f"batch {self.batch}"
 
     def label(self) -> str:
         twin = " (A/A)" if self.twin else ""

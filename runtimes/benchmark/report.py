@@ -6,7 +6,7 @@ A :class:`RunReport` holds the raw samples too; everything else in it is compute
 from __future__ import annotations
 
 # What the records name must exist at run time: pydantic reads their annotations.
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,12 +49,14 @@ class Row:
         p50: seconds per call; with a corpus, per sentence: the time of the batch it was in.
         tails: p90, p95 and p99 of the pooled samples.
         throughput: rows (sentences) per second.
-        tokens: real tokens per second.
+        tokens: real tokens per second; None where the model takes none.
         pace: seconds per row; what cells are compared by with a corpus.
         with_text: sentences per second, tokenisation included; None without a text.
         comparison: with the reference subject at the same shape, device and threads.
         pareto: on the front of p50, throughput and peak memory within its workload.
         placed: share of the graph's nodes on the device; None where the runtime has no nodes.
+        cut: tokens left of the corpus where the contract cuts sentences that others take whole;
+            0 where it does not.
         detail: why there are no numbers.
     """
 
@@ -82,11 +84,14 @@ class Row:
     pareto: bool = False
     placed: float | None = None
     detail: str = ""
+    cut: int = 0
 
     @property
     def workload(self) -> str:
         """Rows of one workload may be weighed against each other."""
-        return "corpus" if self.cell.batching else f"sequence {self.cell.sequence}"
+        if self.cell.batching:
+            return f"corpus, cut to {self.cut:,} tokens" if self.cut else "corpus"
+        return f"sequence {self.cell.sequence}" if self.cell.sequence else "by batch size"
 
     @property
     def label(self) -> str:
@@ -144,6 +149,7 @@ class RunReport:
         floors: noise floor by ``device/threads``, from A/A pairs; absent where none was run.
         results: raw, one per process.
         tokenise_seconds: of the whole corpus, one figure per repetition.
+        notes: what else a reader must know, such as why operations were not counted.
     """
 
     environment: Environment
@@ -158,11 +164,20 @@ class RunReport:
     tokenise_seconds: tuple[float, ...] = ()
     p95_limit: float | None = None
     loads: tuple[Loaded, ...] = ()
+    notes: tuple[str, ...] = ()
     schema: Literal[1] = 1
 
     def verdicts(self, identity: str) -> dict[str, st.Verdict]:
-        """Of every configuration that measured this artifact, by its label."""
-        return {row.label: row.verdict for row in self.rows if row.cell.identity == identity}
+        """Of every configuration that measured this artifact, by its label; what is absent here
+        measured nothing."""
+        return {row.label: row.verdict for row in self.rows
+                if row.cell.identity == identity and row.status != "absent"}
+
+    @property
+    def invalid(self) -> dict[str, str]:
+        """What ran and must not be believed, by its label, and why: the wrong device, say."""
+        return {row.label: "; ".join(row.verdict.reasons) for row in self.rows
+                if row.status == "ok" and row.verdict.word == "invalid"}
 
     @property
     def failed(self) -> tuple[CellResult, ...]:
@@ -176,9 +191,24 @@ class RunReport:
         """
         if not self.failed:
             return
-        causes = sorted({f"{r.cell.label()}: {r.cause}" for r in self.failed})
-        more = f" and {len(causes) - 5} more" if len(causes) > 5 else ""
+        causes = sorted({": ".join(filter(None, (r.cell.label(), r.cause, r.detail[:200])))
+                         for r in self.failed})
         raise IncompleteError(
-            f"{len(self.failed)} of {len(self.results)} measurements failed: "
-            + "; ".join(causes[:5]) + more,
+            f"{len(self.failed)} of {len(self.results)} measurements failed: " + _some(causes),
             hint="run the same command again: it measures only what is missing")
+
+    def require_valid(self) -> None:
+        """Raise for the exit code when something ran that must not be believed.
+
+        Raises:
+            IncompleteError: names the lines, and why.
+        """
+        if found := [f"{label}: {why}" for label, why in self.invalid.items()]:
+            raise IncompleteError(f"{len(found)} of {len(self.rows)} lines are invalid: "
+                                  + _some(found),
+                                  hint="once that is mended, measure anew: another --output")
+
+
+def _some(causes: Sequence[str]) -> str:
+    more = f" and {len(causes) - 5} more" if len(causes) > 5 else ""
+    return "; ".join(causes[:5]) + more

@@ -12,13 +12,14 @@ from . import statistics as st
 from .ceilings import Ceilings, Share, Work, share
 from .cell import placed
 from .corpus import sentence_latencies
+from .environment import throttles
 from .recommend import Choice, recommend
 from .records import Cell, CellResult, ColdStart, write_json
 from .report import REPORT, Footprint, Loaded, Recommendation, Row, RunReport
 from .sweep import Progress, SweepOutcome, SweepRequest, sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -47,6 +48,7 @@ def summarise(request: SweepRequest, outcome: SweepOutcome) -> RunReport:
         _row(group, parity.get(group[0].cell.subject, ""), outcome.ceilings, request, tokenise)
         for group in groups.values()
     ]
+    measured = _with_cuts(measured, groups)
     floors = _floors(measured, groups, request.seed)
     rows = [_compared(row, measured, groups, floors, request)
             for row in measured if not row.cell.twin]
@@ -55,7 +57,8 @@ def summarise(request: SweepRequest, outcome: SweepOutcome) -> RunReport:
         outcome.environment, request.reference, request.rounds, tuple(rows),
         tuple(_recommend(rows, groups, floors, request)), floors, outcome.ceilings,
         outcome.results, outcome.corpus, tokenise, request.p95_limit,
-        tuple(_loaded(r, parity) for r in outcome.results if r.cell.traffic))
+        tuple(_loaded(r, parity) for r in outcome.results if r.cell.traffic),
+        tuple(_uncounted(rows, request)))
 
 
 def config_key(cell: Cell) -> str:
@@ -109,7 +112,7 @@ def _row(
     p50 = st.centre(list(times.values()), seed=request.seed)
     per_row = st.centre(list(pace.values()), seed=request.seed)
     corpus = good[0].corpus
-    work = request.work(cell) if request.work and not cell.batching else None
+    work = _work(cell, request)
     real = corpus.tokens / corpus.sentences if corpus else float(cell.sequence)
     extra = float(np.median(tokenise)) / corpus.sentences if corpus and tokenise else None
     return Row(
@@ -117,12 +120,13 @@ def _row(
         p50, st.iqr(pooled),
         tuple(st.percentile(pooled, q, timings=timings) for q in PERCENTILES),
         st.outliers(pooled),
-        _inverse(per_row), real / per_row.value, per_row,
+        _inverse(per_row), real / per_row.value if real else None, per_row,
         corpus.padding if corpus else None,
         1 / (per_row.value + extra) if extra is not None else None,
         _median(r.device_samples for r in good),
         _median(r.transfer_samples for r in good),
-        _footprint(good), _cold(good), _share(work, p50.value, cell, ceilings),
+        _footprint(good), _cold(good),
+        None if isinstance(work, str) else _share(work, p50.value, cell, ceilings),
         placed=_placed(good),
         detail="" if len(good) == len(group) else f"{len(group) - len(good)} rounds failed")
 
@@ -164,11 +168,20 @@ def _cold(results: Sequence[CellResult]) -> ColdStart | None:
                        for name in ("imports", "open", "first", "second")))
 
 
-def _share(
-    work: Work | None, seconds: float, cell: Cell, ceilings: Sequence[Ceilings]
-) -> Share | None:
-    if work is None:
-        return None
+def _work(cell: Cell, request: SweepRequest) -> Work | str:
+    """What one call computes and moves, or why that is unknown; "" where nobody asked."""
+    return request.work(cell) if request.work and not cell.batching else ""
+
+
+def _uncounted(rows: Iterable[Row], request: SweepRequest) -> Iterator[str]:
+    """Why lines have no share of the ceiling, each reason once."""
+    counted = ((row.cell.subject, _work(row.cell, request)) for row in rows if row.status == "ok")
+    reasons = dict.fromkeys(found for found in counted if isinstance(found[1], str) and found[1])
+    for subject, why in reasons:
+        yield f"operations of {subject} were not counted: {why}"
+
+
+def _share(work: Work, seconds: float, cell: Cell, ceilings: Sequence[Ceilings]) -> Share:
     match = (c for c in ceilings if c.device == cell.device and c.threads == cell.threads)
     return share(work, seconds, cell.dtype, next(match, None))
 
@@ -180,10 +193,8 @@ def _verdict(results: Sequence[CellResult], wanted: int) -> st.Verdict:
         unstable.append(f"{wanted - len(results)} of {wanted} processes failed")
     known = [r.conditions for r in results if r.conditions]
     others = [(c.foreign or 0.0) + (c.stolen or 0.0) for c in known]
-    throttled = sorted({t for c in known for g in c.gpu for t in (g.get("throttle") or ())
-                        if t != "GpuIdle"})
-    if throttled:
-        unstable.append("GPU throttled: " + ", ".join(throttled))
+    if throttled := throttles(reading for c in known for reading in c.gpu):
+        unstable.append(throttled)
     by_round = paces(results) if results[0].corpus else latencies(results)
     step = max((c.clock_step / r.inner for r in results if (c := r.conditions)), default=0.0)
     return st.verdict(list(by_round.values()), timer=step, foreign=max(others, default=0.0),
@@ -221,7 +232,11 @@ def _compared(
          and r.cell.shape == cell.shape and _place(r.cell) == _place(cell)), None)
     if base is None or base.status != "ok":
         return row
-    if "invalid" in (row.verdict.word, base.verdict.word):
+    if row.cut != base.cut:
+        whose = cell.subject if row.cut else request.reference
+        found = st.Comparison(None, "not compared", 0.0,
+                              f"{whose} takes shorter sentences, and computed less")
+    elif "invalid" in (row.verdict.word, base.verdict.word):
         found = st.Comparison(None, "not compared", 0.0, "a measurement is invalid")
     elif _place(cell) not in floors:
         found = st.Comparison(None, "not compared", 0.0, "there is no A/A pair for a noise floor")
@@ -229,6 +244,17 @@ def _compared(
         found = st.compare(paces(groups[config_key(cell)]), paces(groups[config_key(base.cell)]),
                            floor=floors[_place(cell)], seed=request.seed)
     return replace(row, comparison=found)
+
+
+def _with_cuts(
+    rows: Sequence[Row], groups: Mapping[str, Sequence[CellResult]]
+) -> list[Row]:
+    """Mark passes over fewer tokens than others: their contract cuts the sentences shorter."""
+    def tokens(row: Row) -> int:
+        return max((r.corpus.tokens for r in groups[config_key(row.cell)] if r.corpus), default=0)
+
+    most = max(map(tokens, rows), default=0)
+    return [replace(row, cut=found) if 0 < (found := tokens(row)) < most else row for row in rows]
 
 
 def _with_front(rows: Sequence[Row]) -> list[Row]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,7 +85,7 @@ class SweepRequest:
         timeout: seconds until a cell is killed, beside those its traffic lasts.
         memory_limit: bytes of private writable memory a cell may map (RLIMIT_DATA); on a GPU
             device it is not applied, because drivers reserve far more than they use.
-        work: operations and bytes of one call, injected; None where unknown.
+        work: operations and bytes of one call, injected; or a sentence on why they are unknown.
         p95_limit: seconds, for the recommendation "p95 below".
     """
 
@@ -109,14 +110,15 @@ class SweepRequest:
     timeout: float = 600.0
     memory_limit: int | None = None
     measure_ceilings: bool = True
-    work: Callable[[Cell], Work | None] | None = None
+    work: Callable[[Cell], Work | str] | None = None
     p95_limit: float | None = None
 
     def __post_init__(self) -> None:
         names = [s.name for s in self.subjects]
         if not names or len(set(names)) < len(names):
             raise UsageError(f"subjects are named {', '.join(names) or 'nothing'}",
-                             allowed="at least one, each name once")
+                             allowed="at least one, each name once",
+                             hint="rename one of the directories")
         if self.baseline is not None and self.baseline not in names:
             raise UsageError(f"the baseline {self.baseline!r} is not measured",
                              allowed=", ".join(names))
@@ -209,12 +211,27 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepOutco
         UsageError: another sweep is writing there.
     """
     (request.output / CELLS).mkdir(parents=True, exist_ok=True)
+    with alone(request.output):
+        return _sweep(request, progress)
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Hold the lock of a run's directory: two that measure at once would time each other.
+
+    Raises:
+        UsageError: another one is writing there.
+    """
+    lock = FileLock(output / LOCK)
     try:
-        with FileLock(request.output / LOCK, timeout=0):
-            return _sweep(request, progress)
+        lock.acquire(timeout=0)
     except Timeout as e:
-        raise UsageError(f"another sweep is writing to {request.output}",
+        raise UsageError(f"another sweep is writing to {output}",
                          hint="wait for it, or name another directory") from e
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _sweep(request: SweepRequest, progress: Progress | None) -> SweepOutcome:

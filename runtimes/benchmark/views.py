@@ -114,6 +114,7 @@ def footnotes(report: Report) -> tuple[str, ...]:
         lines.append(f"tokenising the corpus takes {quantity(times[len(times) // 2], 's')} "
                      f"(median of {len(times)}); \"with text\" includes it")
     lines.append("* on the front of latency, throughput and memory")
+    lines += report.notes
     if report.failed:
         lines.append(f"{len(report.failed)} of {len(report.results)} measurements failed")
     return tuple(lines)

@@ -70,13 +70,14 @@ def test_artifact_file_and_source_are_measured_side_by_side(
 def test_other_weights_beside_a_bare_file_are_another_measurement(bare, tmp_path):
     from modelport.pipeline.benchmarking import _digest
 
-    before = _digest(bare)
+    before = _digest(bare, {})
     copy = tmp_path / "copy"
     shutil.copytree(bare.parent, copy)
-    assert _digest(copy / "model.onnx") == before
+    assert _digest(copy / "model.onnx", {}) == before
+    assert _digest(copy / "model.onnx", {"dims": {}}) != before  # held to another contract
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert _digest(copy / "model.onnx") != before
+    assert _digest(copy / "model.onnx", {}) != before
 
 
 def test_a_bare_file_alone_needs_the_model_it_came_from(bare, tmp_path):
@@ -91,6 +92,106 @@ def test_a_text_without_a_tokenizer_is_refused(artifact, tmp_path):
     with pytest.raises(UsageError, match="has a tokenizer") as caught:
         pipeline.bench([artifact], tmp_path / "run", pipeline.Grid(corpus=text))
     assert "built-in" in caught.value.hint
+
+
+@pytest.fixture(scope="module")
+def image(tiny, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("image") / "vit"
+    pipeline.export("onnx", pipeline.ModelRequest(str(tiny("vit"))), root, validate=False)
+    return root
+
+
+def test_a_model_of_images_is_measured_once_for_each_batch_size(image, tmp_path, capsys):
+    found = bench(capsys, image, "--batch-sizes", "1,2", "--output", tmp_path / "run")
+    assert [(r["cell"]["batch"], r["cell"]["sequence"], r["tokens"]) for r in found["rows"]] == [
+        (1, 0, None), (2, 0, None)]
+    assert {r["workload"] for r in found["recommendations"]} == {"by batch size"}
+
+
+@pytest.mark.parametrize(("asked", "said"), [
+    ({"sweep": {"sequences": (16,)}}, "--seq-lens"),
+    ({"usual": ("sequence",), "sweep": {"batchings": ("sorted",)}}, "--batching")])
+def test_a_model_of_images_takes_no_sentences(image, tmp_path, asked, said):
+    with pytest.raises(UsageError, match="takes no sequence") as caught:
+        pipeline.bench([image], tmp_path / "run", pipeline.Grid(**asked))
+    assert said in caught.value.hint
+
+
+def test_images_and_sentences_are_not_measured_together(image, artifact, tmp_path):
+    with pytest.raises(UsageError, match="takes no sequence, and others do"):
+        pipeline.bench([image, artifact], tmp_path / "run", pipeline.Grid(usual=("sequence",)))
+
+
+def test_sizes_that_an_artifact_does_not_take_are_refused_where_named_and_else_left_out(
+    artifact, tmp_path
+):
+    from modelport import artifacts
+    from modelport.pipeline.benchmarking import _fitting
+
+    spec = artifacts.read(artifact).spec
+    most = spec.dims["sequence"].max
+    with pytest.raises(UsageError, match=f"does not take a sequence of {most + 1}") as caught:
+        pipeline.bench([artifact], tmp_path / "run",
+                       pipeline.Grid(sweep={"sequences": (4, most + 1)}))
+    assert caught.value.allowed == f"1 to {most}"
+    usual = pipeline.Grid(usual=("sequence",), sweep={"sequences": (4, most + 1)})
+    assert _fitting(usual, {"it": spec})["sequences"] == (4,)
+    assert _fitting(pipeline.Grid(), {"it": spec})["batches"] == (1, 2, 4, 8, 16, 32, 64)
+
+
+def test_each_artifact_counts_the_operations_of_its_own_source(artifact, tiny, tmp_path, capsys):
+    """A deeper model beside it would else lend it its own."""
+    other = tmp_path / "other"
+    pipeline.export("onnx", pipeline.ModelRequest(str(tiny("bert"))), other, validate=False)
+    for order in ((artifact, other), (other, artifact)):
+        found = bench(capsys, *order, "--batch-sizes", "1", "--seq-lens", "4", "--output",
+                      tmp_path / f"run-{order[0].name}")
+        counted = {r["cell"]["subject"]: r["share"]["flops_per_second"] * r["p50"]["value"]
+                   for r in found["rows"]}
+        alone = {root.name: _alone(root) for root in order}
+        assert counted == pytest.approx(alone)
+
+
+def _alone(root: Path) -> float:
+    from types import SimpleNamespace
+
+    from modelport import artifacts
+    from modelport.pipeline.benchmarking import _work
+
+    found = artifacts.read(root)
+    identity = found.manifest.identity
+    subject = SimpleNamespace(identity=identity, weight_bytes=7)
+    work = _work([subject], [found], None)(SimpleNamespace(identity=identity, batch=1, sequence=4))
+    assert work.bytes > 7
+    return work.flops
+
+
+def test_a_source_that_decides_by_values_is_measured_without_its_operations(
+    artifact, tmp_path, capsys, monkeypatch
+):
+    from modelport.runtimes.benchmark import ceilings
+
+    def decides(module, inputs):
+        raise NotImplementedError("aten::unique_consecutive: no data")
+
+    monkeypatch.setattr(ceilings, "count_flops", decides)
+    found = bench(capsys, artifact, "--batch-sizes", "1", "--seq-lens", "4", "--output",
+                  tmp_path / "run")
+    assert found["rows"][0]["share"] is None
+    assert "unique_consecutive" in found["notes"][0]
+
+
+def test_a_model_that_generates_is_refused_beside_graphs(artifact, tmp_path, monkeypatch):
+    import dataclasses
+
+    from modelport import artifacts
+
+    read = artifacts.read(artifact)
+    several = dataclasses.replace(read, manifest=dataclasses.replace(
+        read.manifest, components={"encoder": None}))
+    monkeypatch.setattr(artifacts, "verify", lambda _: several)
+    with pytest.raises(UsageError, match="generates"):
+        pipeline.bench([artifact], tmp_path / "run", pipeline.Grid())
 
 
 def test_without_a_corpus_the_shapes_are_measured():

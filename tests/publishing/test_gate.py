@@ -323,3 +323,25 @@ def test_the_benchmark_of_a_model_that_generates_is_evidence_too(proven, url):
     measured(artifacts.read(proven).manifest.identity, 0.02)
     with pytest.raises(GateRefused, match="slower than"):
         publish(proven, url, gate)
+
+
+def test_an_invalid_benchmark_says_what_is_wrong_and_how_to_measure_anew(
+    proven, url, monkeypatch
+):
+    from types import SimpleNamespace
+
+    from modelport.runtimes import benchmark
+    from modelport.runtimes.benchmark.statistics import Verdict
+
+    artifacts.with_report(artifacts.read(proven), artifacts.BENCHMARK, "{}")
+    verdicts = {"mine · 1×8": Verdict("invalid", ("asked for cuda, ran on cpu",))}
+    report = SimpleNamespace(require_complete=lambda: None, verdicts=lambda _: verdicts, loads=())
+    monkeypatch.setattr(benchmark, "load_report", lambda _: report)
+    with pytest.raises(GateRefused, match="such as mine · 1×8: asked for cuda") as caught:
+        publish(proven, url, Gate(require_benchmark=True))
+    assert "--output NEW" in caught.value.hint
+    verdicts.clear()
+    identity = artifacts.read(proven).manifest.identity
+    report.loads = (SimpleNamespace(cell=SimpleNamespace(identity=identity)),)
+    with pytest.raises(GateRefused, match="holds scenarios of a load generator alone"):
+        publish(proven, url, Gate(require_benchmark=True))

@@ -108,3 +108,16 @@ def test_the_source_is_no_artifact(tmp_path):
     found = compare_runs(new, old)
     assert [c.label.split()[0] for c in found.changes] == ["mine"]
     assert not found.past_limit
+
+
+def test_what_the_source_differs_by_is_the_machine_not_the_artifact(tmp_path):
+    def sourced(seconds, seed):
+        both = replace(subject("model"), parity="source"), subject("mine")
+        asked = request(tmp_path, *both, rounds=5, aa=True)
+        return summarise(asked, outcome(asked, typical(seconds, seed)))
+
+    old = sourced({"model": 1.0, "mine": 1.0}, 0)
+    found = compare_runs(sourced({"model": 1.2, "mine": 1.18}, 1), old)
+    assert not found.past_limit
+    assert "noise floor" in found.changes[0].comparison.reason
+    assert compare_runs(sourced({"model": 1.0, "mine": 1.18}, 1), old).past_limit

@@ -67,6 +67,9 @@ def test_a_gpu_is_read_through_its_driver(nvml):
         "sm_mhz": 1000, "memory_mhz": 2000, "celsius": 45, "watt": None,
         "throttle": ["GpuIdle", "SwThermalSlowdown"], "process_bytes": 12345}
     assert environment.gpu_readings(8)[0]["process_bytes"] is None
+    nvml.nvmlDeviceGetComputeRunningProcesses = lambda h: [
+        types.SimpleNamespace(pid=7, usedGpuMemory=None)]  # as where a GPU is divided
+    assert environment.gpu_readings(7)[0]["process_bytes"] is None
 
 
 def test_without_a_driver_there_are_no_gpus(nvml, monkeypatch):

@@ -52,3 +52,17 @@ def test_a_dimension_without_a_size_is_named():
     with pytest.raises(UsageError, match="odd"):
         feeds.draw(spec, 1, 1)
     assert feeds.draw(spec, 1, 1, dims={"odd": 4})["x"].shape == (1, 4)
+
+
+def test_the_ranges_are_those_that_every_input_takes():
+    assert feeds.ranges(TEXT) == {"batch": (1, 64), "sequence": (1, 512)}
+    pixels = TensorSpec("pixels", "float32", ("batch", 3, 8, 8), "pixels")
+    assert feeds.ranges(ModelSpec((pixels,), (), {"batch": Dim(2, 4, 8)})) == {"batch": (2, 8)}
+
+
+def test_a_fixed_size_is_the_only_one_unless_another_input_is_free():
+    fixed = TensorSpec("ids", "int64", (1, 128), "tokens", high=9)
+    assert feeds.ranges(ModelSpec((fixed,), ())) == {"batch": (1, 1), "sequence": (128, 128)}
+    beside = TensorSpec("table", "float32", (3, 4), "features")
+    found = feeds.ranges(ModelSpec((beside, TEXT.inputs[0]), (), TEXT.dims))
+    assert found == {"batch": (1, 64), "sequence": (1, 512)}

@@ -37,7 +37,7 @@ def test_what_is_not_a_cell_is_refused(data):
         cell_from(data)
 
 
-@pytest.mark.parametrize("change", [{"batch": 0}, {"threads": 0}, {"sequence": 0}])
+@pytest.mark.parametrize("change", [{"batch": 0}, {"threads": 0}, {"sequence": -1}])
 def test_a_cell_that_computes_nothing_is_refused(change):
     with pytest.raises(UsageError):
         Cell(**{**asdict(cell()), **change})
@@ -57,3 +57,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_json(path, {"new": float("nan")})
     assert json.loads(path.read_text()) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_model_without_a_sequence_is_named_by_its_batch():
+    assert cell(batch=8, sequence=0).work() == "batch 8"
+    assert cell(batch=8, sequence=16).work() == "8×16"

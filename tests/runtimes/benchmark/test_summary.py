@@ -13,6 +13,7 @@ from modelport.runtimes.benchmark.reading import load_report
 from modelport.runtimes.benchmark.records import Corpus
 from modelport.runtimes.benchmark.report import REPORT
 from modelport.runtimes.benchmark.summary import run_sweep, summarise
+from modelport.runtimes.benchmark.views import footnotes
 
 
 @pytest.fixture
@@ -129,14 +130,15 @@ def test_failed_rounds_are_told_and_make_a_row_unstable(asked):
     def make(cell):
         good = result(cell, 1.0)
         if cell.subject == "quick" and cell.round == 2:
-            return replace(good, status="failed", cause="killed", samples=())
+            return replace(good, status="failed", cause="killed", detail="by the kernel",
+                           samples=())
         return good
 
     report = summarise(asked, outcome(asked, make))
     assert row(report, "quick").processes == 4
     assert "1 of 5 processes failed" in row(report, "quick").verdict.reasons
     assert row(report, "quick").comparison.word == "not compared"
-    with pytest.raises(IncompleteError, match="killed"):
+    with pytest.raises(IncompleteError, match="killed: by the kernel"):
         report.require_complete()
 
 
@@ -199,3 +201,66 @@ def test_a_percentile_of_sentences_needs_that_many_timed_batches(tmp_path):
     assert [(p.n, p.interval) for p in found.tails] == [(4, None)] * 3
     assert found.verdict.word == "unstable"
     assert advice(report, "p95 within limit").row == ""
+
+
+def test_passes_that_cut_the_sentences_shorter_are_no_rivals_of_the_whole_ones(tmp_path):
+    asked = request(tmp_path, subject("base"), subject("short"), subject("whole"), rounds=5,
+                    aa=True, batches=(), sequences=(), batchings=("sorted",))
+
+    def make(cell):
+        tokens = 30 if cell.subject == "short" else 40
+        seconds = {"base": 1.0, "short": 0.2, "whole": 0.9}[cell.subject]
+        return result(cell, seconds, corpus=Corpus(30, tokens, 80, (1,) * 30, (10,) * 30))
+
+    report = summarise(asked, outcome(asked, make))
+    found = {r.cell.subject: r for r in report.rows}
+    assert found["short"].comparison.word == "not compared"
+    assert "short takes shorter sentences" in found["short"].comparison.reason
+    assert found["whole"].comparison.word == "faster"
+    assert found["short"].workload == "corpus, cut to 30 tokens"
+    best = {r.workload: r.row.split()[0] for r in report.recommendations
+            if r.objective == "highest throughput"}
+    assert best == {"corpus": "whole", "corpus, cut to 30 tokens": "short"}
+
+
+def test_why_operations_were_not_counted_is_told_once_for_each(asked):
+    report = summarise(
+        replace(asked, work=lambda c: "it decides by values" if c.subject == "quick"
+                else Work(5e8, 1e7)),
+        outcome(asked, typical({"base": 1.0, "quick": 1.0, "same": 1.0})))
+    assert row(report, "quick").share is None
+    assert row(report, "base").share is not None
+    assert report.notes == ("operations of quick were not counted: it decides by values",)
+    assert report.notes[0] in footnotes(report)
+
+
+def test_a_model_without_a_sequence_has_no_tokens(tmp_path):
+    asked = request(tmp_path, subject("base"), sequences=(0,), batches=(1, 4))
+    report = summarise(asked, outcome(asked, typical({"base": 1.0})))
+    assert {(r.tokens, r.workload) for r in report.rows} == {(None, "by batch size")}
+    assert "base · fake · cpu × 1 · batch 4" in {r.label for r in report.rows}
+
+
+def test_what_is_absent_is_no_verdict_on_the_artifact(asked):
+    def make(cell):
+        if cell.subject == "quick":
+            return replace(result(cell, 1.0), status="absent", cause="backend absent", samples=())
+        return result(cell, 1.0)
+
+    report = summarise(asked, outcome(asked, make))
+    assert report.verdicts("identity of quick") == {}
+    assert {v.word for v in report.verdicts("identity of base").values()} == {"stable"}
+    report.require_complete()
+    report.require_valid()
+
+
+def test_what_must_not_be_believed_is_no_success(asked):
+    def make(cell):
+        faults = ("output logits is not finite",) if cell.subject == "quick" else ()
+        return result(cell, 1.0, faults=faults)
+
+    report = summarise(asked, outcome(asked, make))
+    report.require_complete()
+    with pytest.raises(IncompleteError, match=r"2 of 6 lines are invalid.*not finite") as caught:
+        report.require_valid()
+    assert "--output" in caught.value.hint
