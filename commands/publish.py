@@ -21,15 +21,18 @@ from ._shared import ARTIFACT, FILE, SETTINGS, common, percent
               help="Refuse without a valid benchmark of exactly these files.")
 @click.option("--max-regression", callback=percent, metavar="5%",
               help="Refuse what is slower by more than this than --against.")
-@click.option("--against", metavar="DEST:previous", help="The release to compare speed with.")
+@click.option("--against", metavar="DEST:previous",
+              help="The release to compare speed with; on the hub hf://owner/name:previous, "
+              "whatever the branch.")
 @click.option("--allow-unproven", is_flag=True, help="Publish without passing parity; recorded.")
 @click.option("--allow-random-weights", is_flag=True, help="Publish random weights; recorded.")
 @click.option("--allow-pickle-source", is_flag=True,
               help="Publish what came out of a pickle; recorded.")
 @click.option("--allow-remote-code", is_flag=True,
               help="Publish what ran the checkpoint's own Python; recorded.")
-@click.option("--expect", "expected", metavar="sha256:…|none",
-              help="Move the tag only if it points at this release.")
+@click.option("--expect", "expected", metavar="sha256:…|COMMIT|none",
+              help="Move the tag only if it points at this release; on the hub, the branch only if "
+              "it is at this commit.")
 @click.option("--resend", is_flag=True, help="Send every file again; mends damaged ones.")
 @click.option("--name", "serve_as", help="Name on a server; default: the directory's.")
 @common

@@ -150,9 +150,11 @@ class Repository(ABC):
 
     Attributes:
         revisions: whether releases have revisions, as ``@branch``, and no tags.
+        default: the tag, or the revision, that is meant where none is named.
     """
 
     revisions: ClassVar[bool] = False
+    default: ClassVar[str] = DEFAULT_TAG
 
     def __init__(self, reference: Reference) -> None:
         if reference.revision and not self.revisions:
@@ -167,8 +169,8 @@ class Repository(ABC):
         """What a tag, or ``sha256:…``, points at; None where there is nothing."""
 
     def previous(self, tag: str) -> Head | None:
-        """What a new release under ``tag`` follows: its present one."""
-        return self.head(tag) or self.head(DEFAULT_TAG)
+        """What a new release under ``tag`` follows: its present one, else the default tag's."""
+        return self.head(tag) or self.head(self.default)
 
     @abstractmethod
     def has(self, item: Item) -> bool:

@@ -1,4 +1,4 @@
-"""A repository on the model hub: ``hf://owner/name[@revision]``.
+"""A repository on the model hub: ``hf://owner/name[@revision]``, to read also ``:previous``.
 
 One commit is one release: the hub swaps a branch only if it still is where it was
 (``parent_commit``), and stores large files by their sha256, so those that it has are not sent
@@ -17,7 +17,7 @@ from ..artifacts import manifest as manifests
 from ..artifacts.manifest import MAX_BYTES
 from ..artifacts.release import RELEASE, loads
 from ..errors import DestinationUnreachable, TagMoved, UsageError
-from .base import BLOCK, Head, Item, Reference, Repository, bounded, changed
+from .base import BLOCK, PREVIOUS, Head, Item, Reference, Repository, bounded, changed
 from .retry import told
 
 if TYPE_CHECKING:
@@ -34,16 +34,19 @@ class HubRepository(Repository):
     """Files of a model repository at a commit."""
 
     revisions = True
+    default = DEFAULT_REVISION
 
     def __init__(self, reference: Reference) -> None:
         super().__init__(reference)
-        if reference.tag or reference.pin:
+        previous = reference.tag == PREVIOUS and not reference.revision
+        if reference.pin or (reference.tag and not previous):
             raise UsageError(
-                f"{reference}: the hub has revisions", allowed="hf://owner/name@revision"
+                f"{reference}: the hub has revisions",
+                allowed=f"hf://owner/name@revision; to compare with, hf://owner/name:{PREVIOUS}",
             )
         if reference.place.count("/") != 1:
             raise UsageError(f"{reference} is no repository", allowed="hf://owner/name")
-        self._revision = reference.revision or DEFAULT_REVISION
+        self._revision = reference.revision or self.default
         self._commit = self._revision
         self._there = False
         self._items: dict[str, Item] = {}
@@ -55,6 +58,14 @@ class HubRepository(Repository):
         self._there = head is not None
         if head is not None:
             self._commit = head.version
+        return head
+
+    def previous(self, tag: str) -> Head | None:
+        self._revision = tag
+        head = self.head(tag)
+        if head is None or not head.release:  # a new branch
+            self._revision = self.default
+            head = self.head(tag)
         return head
 
     def _at(self, revision: str) -> Head | None:
@@ -110,7 +121,7 @@ class HubRepository(Repository):
             if operation.upload_info.sha256.hex() != item.entry.sha256:
                 raise changed(item.path)
         manifest = manifests.loads(self._items[MANIFEST].path.read_bytes())
-        text = card(manifest, release, self.reference.place).encode()
+        text = card(manifest, release, self.reference).encode()
         operations += [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=data)
             for name, data in ((RELEASE, record), (CARD, text))
@@ -187,7 +198,7 @@ class HubRepository(Repository):
             raise
 
 
-def card(manifest: Manifest, release: Release, name: str) -> str:
+def card(manifest: Manifest, release: Release, reference: Reference) -> str:
     """The model card: what this is, what is proven, how to check it."""
     source, parity = manifest.source, manifest.parity
     words = ", ".join(release.allowed)
@@ -205,10 +216,11 @@ def card(manifest: Manifest, release: Release, name: str) -> str:
     )
     return (
         f"---\n{base}library_name: {manifest.format}\ntags:\n- modelport\n- {source.task}\n---\n\n"
-        f"# {name}\n\n{source.model}{random} exported to {manifest.format} by modelport.\n{allowed}"
+        f"# {reference.place}\n\n"
+        f"{source.model}{random} exported to {manifest.format} by modelport.\n{allowed}"
         f"\n- parity with its source: {verdict}\n- source sha256: `{source.digest}`\n"
         f"- artifact: `{release.artifact}`\n\n"
-        f"    modelport pull hf://{name} DIRECTORY\n\n"
+        f"    modelport pull {reference} DIRECTORY\n\n"
         f"| file | bytes | sha256 |\n| --- | --- | --- |\n{files}\n"
     )
 

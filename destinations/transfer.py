@@ -43,7 +43,7 @@ def publish(
     Args:
         items: every file that the release names.
         expected: ``sha256:…`` that the tag must point at, or ``none``; None moves it from wherever
-            it is when everything has been sent.
+            it is when everything has been sent. On the hub it is the commit that a branch is at.
         resend: send every file, also those that are there: mends a damaged one.
 
     Returns:
@@ -58,7 +58,8 @@ def publish(
     if repository.reference.pin or tag == PREVIOUS:
         raise UsageError(
             f"{repository.reference} is one release and cannot be published to",
-            allowed=f"a tag other than {PREVIOUS}, such as :{DEFAULT_TAG}",
+            allowed="a branch, such as @main" if repository.revisions
+            else f"a tag other than {PREVIOUS}, such as :{DEFAULT_TAG}",
         )
     record = releases.dumps(release)
     if resend:
@@ -116,14 +117,16 @@ def resolve(repository: Repository, *, following: Reference | None = None) -> He
     """What the repository's reference means now; None where there is no release.
 
     Args:
-        following: for ``:previous``, the destination whose present release is meant.
+        following: for ``:previous``, the destination whose present release is meant; where it has
+            none yet, that of the default tag or branch is.
 
     Raises:
         UsageError: the record there is none.
     """
     reference = repository.reference
     if reference.tag == PREVIOUS:
-        tag = (following.tag if following else None) or DEFAULT_TAG
+        named = (following.tag or following.revision) if following else None
+        tag = named or repository.default
         head = patiently(f"reading {reference}", lambda: repository.previous(tag))
     else:
         name = reference.pin or reference.tag or DEFAULT_TAG

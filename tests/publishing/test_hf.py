@@ -10,7 +10,7 @@ import httpx2 as httpx
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
 from modelport import artifacts
-from modelport.destinations import hf
+from modelport.destinations import Reference, hf, open_repository, resolve
 from modelport.errors import DestinationUnreachable, DigestMismatch, TagMoved, UsageError
 from modelport.pipeline.publishing import Gate, publish, pull
 
@@ -182,9 +182,33 @@ def test_a_new_branch_is_not_the_release_it_was_branched_from(hub, proven, varia
     done = publish(proven, "hf://team/tiny@staging", expected="none")
     assert done.digest == hub.branches["staging"] != hub.branches["main"] == main.digest
     assert "notes.txt" not in hub.commits[done.digest], "nothing of the other release is left"
+    for commit, place in ((main.digest, "team/tiny"), (done.digest, "team/tiny@staging")):
+        assert f"modelport pull hf://{place} DIRECTORY" in hub.commits[commit]["README.md"].decode()
     assert pull("hf://team/tiny@staging", tmp_path / "pulled").release.allowed == ()
     with pytest.raises(TagMoved, match=done.digest):
         publish(proven, "hf://team/tiny@staging", ANY, expected="none")
+
+
+def test_previous_is_what_the_branch_holds_and_of_a_new_one_what_the_default_holds(
+    hub, proven, variant, tmp_path
+):
+    def previous(destination):
+        repository = open_repository(Reference.parse("hf://team/tiny:previous"))
+        head = resolve(repository, following=Reference.parse(destination))
+        return head and head.digest
+
+    assert previous("hf://team/tiny") is None
+    main = publish(variant("b"), "hf://team/tiny", ANY).digest
+    assert previous("hf://team/tiny@staging") == main
+    staging = publish(proven, "hf://team/tiny@staging").digest
+    assert previous("hf://team/tiny@staging") == staging
+    assert previous("hf://team/tiny") == main
+    assert pull("hf://team/tiny:previous", tmp_path / "pulled").digest == main
+    with pytest.raises(UsageError, match="cannot be published to"):
+        publish(proven, "hf://team/tiny:previous")
+    for other in ("hf://team/tiny:latest", "hf://team/tiny:previous@staging"):
+        with pytest.raises(UsageError, match="the hub has revisions"):
+            open_repository(Reference.parse(other))
 
 
 def test_a_branch_that_another_publisher_makes_at_the_same_moment(
