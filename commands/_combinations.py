@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..console import Output
-from ._shared import DEVICE, SETTINGS, common, sizes
+from ._shared import DEVICE, SETTINGS, common, sizes, source_options
 
 FLAG = "--combinations"
 
@@ -18,6 +19,7 @@ FLAG = "--combinations"
 @click.argument("model", type=click.Choice(["bark"]))
 @click.option(FLAG, is_flag=True, required=True, help="These options instead of those of bench.")
 @click.option("--checkpoint", help="Default: suno/bark on a GPU; on a CPU suno/bark-small.")
+@click.option("--revision", help="Commit, tag or branch of the checkpoint on the hub.")
 @click.option("--weights", type=click.Choice(["pretrained", "random"]),
               help="Default: pretrained on a GPU; on a CPU drawn from a seed.")
 @DEVICE
@@ -39,17 +41,17 @@ FLAG = "--combinations"
               help="Hold every combination against the plain model first.")
 @click.option("--output", "destination", type=click.Path(path_type=Path), default="run-bark",
               show_default=True, help="Where cells and the report are kept.")
+@source_options
 @common
 def combinations(
     output: Output, model: str, combinations: bool, device: str, batch_sizes: str,
-    checkpoint: str | None, weights: Any, samples: int | None, rounds: int | None,
-    destination: Path, prove: bool, **setting: Any,
+    checkpoint: str | None, revision: str | None, weights: Any, samples: int | None,
+    rounds: int | None, destination: Path, prove: bool, **setting: Any,
 ) -> int:
     """Measure what each optimisation of Bark brings, alone and together, and prove each one."""
-    from dataclasses import replace
-
     from rich.console import Group
 
+    from ..checkpoints import consent
     from ..pipeline import combinations as pipeline
 
     usual = pipeline.Plan.usual(device)
@@ -60,7 +62,8 @@ def combinations(
     if weights is not None:
         request = replace(request, weights=weights)
     plan = replace(
-        usual, model=replace(request, seed=setting["seed"]),
+        usual, model=replace(request, revision=revision, seed=setting["seed"],
+                             **asdict(consent.given())),
         setting=replace(usual.setting, **given), batches=sizes(batch_sizes),
         samples=samples or usual.samples, rounds=rounds or usual.rounds, prove=prove)
     with output.progress() as notify:

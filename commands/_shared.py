@@ -69,7 +69,7 @@ def model_options(command: Command) -> Command:
 
 
 def source_options(command: Command) -> Command:
-    """What is allowed for a source that a manifest names, for as long as the command runs."""
+    """What is allowed for the sources that a command finds, for as long as it runs."""
     @functools.wraps(command)
     def wrapped(*args: Any, allow_pickle: bool, trust_remote_code: bool, **kwargs: Any) -> Any:
         from ..checkpoints import consent
@@ -79,7 +79,7 @@ def source_options(command: Command) -> Command:
 
     for decorate in (
         click.option("--trust-remote-code", is_flag=True,
-                     help="Run the source's own Python, of the commit in the manifest."),
+                     help="Run the source's own Python; of a hub model, at a pinned commit."),
         click.option("--allow-pickle", is_flag=True,
                      help="Convert a source that is a pickle, in a process of its own."),
     ):

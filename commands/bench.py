@@ -50,8 +50,10 @@ class _Bench(click.Command):
 @click.command(cls=_Bench, context_settings=SETTINGS)
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="ARTIFACT...")
 @click.option("--baseline", help="Model to compare with, run eagerly.")
-@click.option("--baseline-weights", type=click.Choice(["pretrained", "random"]),
-              default="pretrained", show_default=True)
+@click.option("--baseline-revision", "--revision", "baseline_revision",
+              help="Commit, tag or branch of a hub model as --baseline.")
+@click.option("--baseline-weights", "--weights", "baseline_weights",
+              type=click.Choice(["pretrained", "random"]), default="pretrained", show_default=True)
 @DEVICE
 @click.option("--runtimes", "runtime_names",
               help="Names, with options where wanted: onnxruntime,openvino:precision=bf16,"
@@ -124,6 +126,8 @@ def bench(
         return 0 if test.passed else 1
     if not paths:
         raise click.UsageError("name at least one artifact")
+    if chosen["baseline"] is None:
+        refuse_given("goes with --baseline", "baseline_revision", "baseline_weights")
     generates = pipeline.generates(paths[0])
     if any_kind:
         pass  # what is for models of the other kind is passed over
@@ -168,14 +172,15 @@ def _past(against: Path, destination: Path) -> Any:
     return benchmark.load_report(against)
 
 
-def _baseline(model: str | None, weights: Any) -> Any:
+def _baseline(model: str | None, revision: str | None, weights: Any) -> Any:
     """The model that ``--baseline`` names, with what is allowed for this command."""
     from .. import pipeline
     from ..checkpoints import consent
 
     if model is None:
         return None
-    return pipeline.ModelRequest(model, weights=weights, **dataclasses.asdict(consent.given()))
+    return pipeline.ModelRequest(model, revision=revision, weights=weights,
+                                 **dataclasses.asdict(consent.given()))
 
 
 def _cores(threads: str | None) -> tuple[int, ...]:
@@ -185,9 +190,9 @@ def _cores(threads: str | None) -> tuple[int, ...]:
 
 
 def _generation(
-    *, new_tokens: int, eager: str, baseline: str | None, baseline_weights: Any, device: str,
-    batch_sizes: str | None, seq_lens: str | None, threads: str | None, rounds: int,
-    timeout: float, **_: Any,
+    *, new_tokens: int, eager: str, baseline: str | None, baseline_revision: str | None,
+    baseline_weights: Any, device: str, batch_sizes: str | None, seq_lens: str | None,
+    threads: str | None, rounds: int, timeout: float, **_: Any,
 ) -> Any:
     """What to measure of models that generate, from the options of ``bench``."""
     from .. import pipeline
@@ -201,16 +206,16 @@ def _generation(
         raise click.BadParameter("one thread count at a time, for models that generate")
     return pipeline.GenerationGrid(
         shapes,
-        _baseline(baseline, baseline_weights),
+        _baseline(baseline, baseline_revision, baseline_weights),
         () if eager == "none" else tuple(eager.split(",")),
         {"rounds": rounds, "threads": cores[0], "device": device, "timeout": timeout})
 
 
 def _grid(
-    *, baseline: str | None, baseline_weights: str, device: str, runtime_names: str | None,
-    batch_sizes: str | None, seq_lens: str | None, threads: str | None, batching: str | None,
-    corpus: Path | None, token_budget: int, rounds: int, samples: int, seconds: float,
-    timeout: float, memory_limit: float | None, p95: float | None, **traffic: Any,
+    *, baseline: str | None, baseline_revision: str | None, baseline_weights: str, device: str,
+    runtime_names: str | None, batch_sizes: str | None, seq_lens: str | None, threads: str | None,
+    batching: str | None, corpus: Path | None, token_budget: int, rounds: int, samples: int,
+    seconds: float, timeout: float, memory_limit: float | None, p95: float | None, **traffic: Any,
 ) -> Any:
     """What to measure, from the options of ``bench``."""
     from .. import pipeline
@@ -225,7 +230,7 @@ def _grid(
     usual = {"batch": batch_sizes, "sequence": seq_lens}
     return pipeline.Grid(
         usual=tuple(axis for axis, given in usual.items() if given is None),
-        baseline=_baseline(baseline, baseline_weights),
+        baseline=_baseline(baseline, baseline_revision, baseline_weights),
         corpus=corpus,
         sweep={
             "devices": (device,),

@@ -17,6 +17,7 @@ from ._shared import (
     FILE,
     SETTINGS,
     common,
+    refuse_given,
     report_option,
     sizes,
     source_options,
@@ -26,6 +27,9 @@ from ._shared import (
 @click.command(context_settings=SETTINGS)
 @ARTIFACT
 @click.option("--reference", help="Compare with this model or artifact; default: the source.")
+@click.option("--revision", help="Commit, tag or branch of the hub model that --reference names.")
+@click.option("--weights", type=click.Choice(["pretrained", "random"]), default="pretrained",
+              show_default=True, help="Of the model that --reference names.")
 @click.option("--batch-sizes", help="Batch sizes to compare at, such as 1,3,7.")
 @click.option("--seq-lens", help="Sequence lengths to compare at, such as 1,17,512.")
 @click.option("--inputs", type=FILE,
@@ -51,10 +55,11 @@ from ._shared import (
 @source_options
 @common
 def validate(
-    output: Output, artifact: Path, reference: str | None, batch_sizes: str | None,
-    seq_lens: str | None, inputs: Path | None, max_seconds: float | None, case_seconds: float,
-    max_memory: float | None, budget: str | None, no_cache: bool, in_process: bool,
-    runtime: str | None, device: str, reproduction: Path | None, **reports: Path | None,
+    output: Output, artifact: Path, reference: str | None, revision: str | None, weights: Any,
+    batch_sizes: str | None, seq_lens: str | None, inputs: Path | None, max_seconds: float | None,
+    case_seconds: float, max_memory: float | None, budget: str | None, no_cache: bool,
+    in_process: bool, runtime: str | None, device: str, reproduction: Path | None,
+    **reports: Path | None,
 ) -> int:
     """Compare an artifact with its source at shapes never traced, and record the verdict.
 
@@ -64,7 +69,9 @@ def validate(
     from .. import validate as validation
     from ..artifacts.storage import refusals
 
-    against = pipeline.named(reference) if reference else None
+    against = pipeline.named(reference, revision=revision, weights=weights) if reference else None
+    if not isinstance(against, pipeline.ModelRequest):
+        refuse_given("goes with a model that --reference names", "revision", "weights")
     if reproduction is not None:
         if isinstance(against, Path):
             raise click.UsageError("--bisect needs a model to compare with, not an artifact")

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from .. import bark
 from ..bark import Optimisations, Setting
+from ..checkpoints import consent
 from ..errors import ModelportError, ParityError
 from ..runtimes import benchmark
 from ..runtimes.benchmark import calls
@@ -29,6 +30,7 @@ from .request import ModelRequest, Notify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from ..runtimes.benchmark import Row, RunReport
     from ..runtimes.benchmark.report import Footprint
@@ -205,7 +207,15 @@ def _subject(
 ) -> benchmark.Subject:
     return benchmark.Subject(
         chosen.name, str(root), identity, "torch", dtype=chosen.precision,
-        options={**asdict(chosen), **asdict(plan.setting)}, parity=parity)
+        options={**asdict(chosen), **asdict(plan.setting), **_trust(plan)}, parity=parity)
+
+
+def _trust(plan: Plan) -> dict[str, bool]:
+    """What a process that loads the tokenizer is told; a pickle has been converted before.
+
+    Nothing where nothing is allowed, so that what was measured before is still known by its name.
+    """
+    return {"trust_remote_code": True} if plan.model.trust_remote_code else {}
 
 
 def open_cell(cell: Cell) -> bark.Speaker:
@@ -215,7 +225,13 @@ def open_cell(cell: Cell) -> bark.Speaker:
         for kind in (Optimisations, Setting))
     assert isinstance(chosen, Optimisations)
     assert isinstance(setting, Setting)
-    return bark.open_speaker(Path(cell.path), chosen, setting, device=cell.device)
+    with _trusting(cell.options):
+        return bark.open_speaker(Path(cell.path), chosen, setting, device=cell.device)
+
+
+def _trusting(told: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Allow what a process was told, see :func:`_trust`, for the time of a block."""
+    return consent.allowing(consent.Consent(trust_remote_code="trust_remote_code" in told))
 
 
 def _memory(row: Row) -> int:
@@ -263,7 +279,8 @@ def _finite(value: Any) -> Any:
 def _proven(plan: Plan, root: Path, identity: str, output: Path) -> tuple[Proof, ...]:
     """The proofs, from an earlier run with the same versions, or from a process of its own."""
     versions = {name: version(name) for name in ("torch", "transformers")}
-    job = {"root": str(root), "device": plan.device, "setting": asdict(plan.setting)}
+    job = {"root": str(root), "device": plan.device, "setting": asdict(plan.setting),
+           **_trust(plan)}
     key = digest({**job, "root": identity, "versions": versions})
     path, adapter = output / PARITY, TypeAdapter(tuple[Proof, ...])
     try:
@@ -324,7 +341,8 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     job = json.load(sys.stdin)
-    proofs = prove(Path(job["root"]), Setting(**job["setting"]), job["device"])
+    with _trusting(job):
+        proofs = prove(Path(job["root"]), Setting(**job["setting"]), job["device"])
     sys.stdout.write(json.dumps([_finite(asdict(p)) for p in proofs]))
     return 0
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .. import artifacts, checkpoints, runtimes
 from ..checkpoints import consent
@@ -118,8 +118,6 @@ def source_of(artifact: Artifact) -> Checkpoint:
     source = artifact.manifest.source
     try:
         checkpoint = ModelRequest.of(source).resolve()
-    except HubUnreachable:
-        raise
     except ModelportError as error:
         raise type(error)(
             f"the source {source.model} cannot be read: {error.found}",
@@ -141,14 +139,23 @@ def _way_out(error: ModelportError, root: Path) -> str:
         return f"read that code, then modelport validate {root} --trust-remote-code"
     if isinstance(error, PickleRefused) and not now.allow_pickle:
         return f"modelport validate {root} --allow-pickle"
-    return f"modelport validate {root} --reference MODEL"
+    model = "DIRECTORY" if isinstance(error, HubUnreachable) else "MODEL"
+    return f"modelport validate {root} --reference {model}"
 
 
-def named(reference: str) -> ModelRequest | Path:
-    """What a user means by a reference: the directory of an artifact, or a model."""
+def named(
+    reference: str, *, revision: str | None = None,
+    weights: Literal["pretrained", "random"] = "pretrained",
+) -> ModelRequest | Path:
+    """What a user means by a reference: the directory of an artifact, or a model.
+
+    Args:
+        revision, weights: of the model; see :class:`ModelRequest`.
+    """
     path, now = Path(reference), consent.given()
     return path if is_artifact(path) else ModelRequest(
-        reference, allow_pickle=now.allow_pickle, trust_remote_code=now.trust_remote_code)
+        reference, revision=revision, weights=weights, allow_pickle=now.allow_pickle,
+        trust_remote_code=now.trust_remote_code)
 
 
 def with_task(request: ModelRequest, artifact: Artifact | None) -> ModelRequest:

@@ -45,8 +45,8 @@ def bench(capsys, *arguments) -> dict:
 
 def options(**given):
     defaults = dict.fromkeys(
-        ("baseline", "runtime_names", "batch_sizes", "seq_lens", "threads", "batching", "corpus",
-         "memory_limit", "p95", "scenario", "target_rate"))
+        ("baseline", "baseline_revision", "runtime_names", "batch_sizes", "seq_lens", "threads",
+         "batching", "corpus", "memory_limit", "p95", "scenario", "target_rate"))
     fixed = {"baseline_weights": "pretrained", "device": "cpu", "token_budget": 4096, "rounds": 5,
              "samples": 140, "seconds": 1.0, "timeout": 1.0, "duration": 60.0,
              "target_latency": 100.0}
@@ -320,6 +320,26 @@ def test_options_that_would_be_ignored_are_refused(artifact, monkeypatch, capsys
     monkeypatch.setattr(pipeline, "generates", lambda _: True)
     assert execute(["bench", str(artifact), "--scenario", "server", "--p95", "3"]) == 2
     assert "--scenario cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [
+    ("--baseline-revision", "--baseline-weights"), ("--revision", "--weights")])
+def test_which_baseline_of_a_hub_is_meant(names, artifact, monkeypatch, capsys):
+    """The second names are those that errors about a model give."""
+    asked = []
+
+    def measured(paths, output, grid, **_):
+        asked.append(grid.baseline)
+        pytest.fail("measured")
+
+    monkeypatch.setattr(pipeline, "bench", measured)
+    said = ["--trust-remote-code", names[0], "0" * 40, names[1], "random"]
+    with pytest.raises(pytest.fail.Exception, match="measured"):
+        execute(["bench", str(artifact), "--baseline", "owner/model", *said])
+    assert asked == [pipeline.ModelRequest("owner/model", revision="0" * 40, weights="random",
+                                           trust_remote_code=True)]
+    assert execute(["bench", str(artifact), *said]) == 2
+    assert "--baseline-revision goes with --baseline" in capsys.readouterr().err
 
 
 def test_a_usage_error_is_a_document_too(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import tiny_bark
 from click.testing import CliRunner
 from modelport import bark, cli
 from modelport.bark import Optimisations, Setting
+from modelport.checkpoints import consent
 from modelport.errors import ParityError
 from modelport.pipeline import ModelRequest, combinations
+from modelport.runtimes.benchmark.records import Cell
 
 SETTING = Setting(new_tokens=4)
 
@@ -110,3 +113,36 @@ def test_a_gpu_gets_the_article_s_setting(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert (gpu.setting.text_window, gpu.model.weights) == (None, "pretrained")
     assert (cpu.setting.new_tokens, cpu.model.weights) == (16, "random")
     assert cpu.setting.voice == "seeded"
+
+
+def test_what_is_allowed_reaches_what_is_measured(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is named only where something is allowed: else results would have other keys."""
+    asked: list[combinations.Plan] = []
+    given: list[consent.Consent] = []
+
+    class Stop(Exception):
+        pass
+
+    def measure(plan: combinations.Plan, *_: Any, **__: Any) -> None:
+        asked.append(plan)
+        raise Stop
+
+    monkeypatch.setattr(combinations, "combinations", measure)
+    for flags in ((), ("--allow-pickle", "--trust-remote-code", "--revision", "0" * 40)):
+        CliRunner().invoke(cli.cli, ["bench", "bark", "--combinations", *flags,
+                                     "--output", str(tmp_path)])
+    assert [plan.model.allowed for plan in asked] == [
+        consent.Consent(), consent.Consent(allow_pickle=True, trust_remote_code=True)]
+    assert [plan.model.revision for plan in asked] == [None, "0" * 40]
+
+    plain, trusting = (
+        dict(combinations._subject(plan, Optimisations(), root, "digest", "").options)
+        for plan in asked)
+    assert set(plain) == {f.name for kind in (Optimisations, Setting) for f in fields(kind)}
+    assert trusting == {**plain, "trust_remote_code": True}
+    monkeypatch.setattr(bark, "open_speaker", lambda *_, **__: given.append(consent.given()))
+    for options in (plain, trusting):
+        combinations.open_cell(Cell("bark", str(root), "digest", options=options))
+    assert [now.trust_remote_code for now in given] == [False, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
@@ -11,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from modelport import artifacts, pipeline, validate
-from modelport.checkpoints import consent
+from modelport.checkpoints import consent, hub
 from modelport.cli import execute
 from modelport.errors import UsageError
 from modelport.exporters.onnx import OnnxOptions
-from tiny_models import pickled
+from tiny_models import edit_config, pickled
 
 
 @pytest.fixture(scope="module")
@@ -226,13 +227,17 @@ def test_sizes_that_are_no_sizes(sizes: str, made: Callable[..., Path]) -> None:
     assert execute(["validate", str(made("opset-11", opset=11)), "--batch-sizes", sizes]) == 2
 
 
-def test_code_of_its_own_has_no_stored_runs(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    root = shutil.copytree(tiny("bert"), tmp_path / "model")
-    config = json.loads((root / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForMaskedLM": "modeling_mine.Mine"}
-    (root / "config.json").write_text(json.dumps(config))
+def with_code(source: Path, target: Path) -> Path:
+    """A copy that wants to run Python of its own."""
+    shutil.copytree(source, target)
+    edit_config(target, auto_map={"AutoModelForMaskedLM": "modeling_mine.Mine"})
     code = "from transformers import BertForMaskedLM\n\n\nclass Mine(BertForMaskedLM):\n    pass\n"
-    (root / "modeling_mine.py").write_text(code)
+    (target / "modeling_mine.py").write_text(code)
+    return target
+
+
+def test_code_of_its_own_has_no_stored_runs(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    root = with_code(tiny("bert"), tmp_path / "model")
     request = pipeline.ModelRequest(str(root), trust_remote_code=True)
     pipeline.export("onnx", request, tmp_path / "out", validate=False)
     limits = pipeline.Limits(sizes={"batch": (3,), "sequence": (7,)})
@@ -292,3 +297,44 @@ def test_a_pickle_is_converted_again_where_this_user_allows_it(
     assert execute(["validate", str(out), *SMALL]) == 4
     assert f"modelport validate {out} --allow-pickle" in capsys.readouterr().err
     assert execute(["validate", str(out), "--allow-pickle", *SMALL]) == 0
+
+
+def test_a_reference_on_a_hub_is_taken_at_a_commit(
+    made: Callable[..., Path], tiny: Callable[..., Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = with_code(tiny("bert"), tmp_path / "model")
+    monkeypatch.setattr(hub, "fetch", lambda _, revision, **__: hub.Snapshot(root, revision))
+    command = ["validate", str(made("opset-11", opset=11)), "--reference", "owner/mine",
+               "--trust-remote-code", *SMALL]  # fmt: skip
+    assert execute(command) == 4
+    assert "try: --revision" in capsys.readouterr().err
+    assert execute([*command, "--revision", "0" * 40]) == 0
+
+
+@pytest.mark.parametrize("option", [("--revision", "main"), ("--weights", "random")])
+def test_what_is_said_of_a_reference_goes_with_a_model(
+    made: Callable[..., Path], option: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = str(made("opset-11", opset=11))
+    for reference in ((), ("--reference", artifact)):
+        assert execute(["validate", artifact, *reference, *option]) == 2
+        assert f"{option[0]} goes with a model" in capsys.readouterr().err
+
+
+def test_a_source_out_of_reach_has_a_way_out_that_validate_knows(
+    made: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gone(model: str, *_: object, **__: object) -> None:
+        raise hub._unreachable(model, OSError("no network"))
+
+    monkeypatch.setattr(hub, "fetch", gone)
+    out = shutil.copytree(made("opset-11", opset=11), tmp_path / "out")
+    manifest = artifacts.read(out).manifest
+    source = dataclasses.replace(manifest.source, model="owner/gone")
+    artifacts.write_manifest(out, dataclasses.replace(manifest, source=source))
+    assert execute(["validate", str(out)]) == 6
+    said = capsys.readouterr().err
+    assert "HF_HOME" in said
+    assert f"try: modelport validate {out} --reference DIRECTORY" in said
