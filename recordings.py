@@ -39,7 +39,8 @@ def read(path: Path) -> tuple[np.ndarray, int]:
                          allowed="WAV, FLAC, OGG or MP3", hint=_CONVERT) from error
     if not RATES[0] <= rate <= RATES[1]:
         raise UsageError(f"{path} has {rate} samples a second",
-                         allowed=f"{RATES[0]} to {RATES[1]}", hint=_CONVERT)
+                         allowed=f"{RATES[0]} to {RATES[1]}",
+                         hint=_CONVERT.replace("-ac 1", "-ac 1 -ar 16000"))
     if not samples.size:
         raise UsageError(f"{path} holds no samples", allowed="one or more")
     return samples.mean(axis=1), rate

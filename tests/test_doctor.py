@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from modelport import doctor
 from modelport.cli import execute
+from packaging.requirements import Requirement
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +57,22 @@ def test_both_builds_of_onnxruntime_are_broken(monkeypatch: pytest.MonkeyPatch) 
 def test_no_build_of_onnxruntime_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, onnxruntime=None, onnxruntime_gpu=None)
     assert any("no ONNX Runtime" in f.found for f in by_level(doctor.examine(), "broken"))
+
+
+def test_every_extra_is_told_by_a_package_that_it_brings() -> None:
+    project = (Path(doctor.__file__).parent / "pyproject.toml").read_text("utf-8")
+    extras = tomllib.loads(project)["project"]["optional-dependencies"]
+    assert set(doctor.OPTIONAL.values()) == set(extras) - {"dev"}
+    for package, extra in doctor.OPTIONAL.items():
+        assert package in {Requirement(line).name for line in extras[extra]}
+
+
+def test_an_extra_that_is_missing_is_absent_and_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, adlfs=None)
+    findings = doctor.examine()
+    (found,) = [f for f in findings if f.subject == "adlfs"]
+    assert (found.level, found.remedy) == ("absent", 'pip install "modelport[azure]"')
+    assert doctor.record(findings)["healthy"]
 
 
 def engines(findings: tuple[doctor.Finding, ...]) -> list[doctor.Finding]:

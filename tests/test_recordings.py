@@ -99,6 +99,13 @@ def test_no_recording(tmp_path: Path) -> None:
         assert caught.value.allowed
 
 
+def test_a_rate_that_is_not_taken_is_changed_by_the_command_that_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        recordings.read(pcm(tmp_path / "slow.wav", np.zeros(9), 2, rate=100))
+    words = caught.value.hint.split()
+    assert recordings.RATES[0] <= int(words[words.index("-ar") + 1]) <= recordings.RATES[1]
+
+
 @pytest.mark.parametrize("missing", ["soundfile", "soxr"])
 def test_a_library_that_is_missing_is_named(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
