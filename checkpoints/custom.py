@@ -56,7 +56,7 @@ class CustomModel:
         module: any ``torch.nn.Module``; returns a tensor, a sequence of tensors, or a mapping or
             ModelOutput of tensors.
         example_inputs: tensors by the names of forward's parameters, or in forward's order. Test
-            data is drawn like them: integers below the largest one seen, floats standard normal.
+            data is drawn like them: integers up to the largest one seen, floats standard normal.
         dims: names of the dynamic axes of each input, ``{"x": {0: "batch", 1: "length"}}``; one
             name means one size. None: the first axis of every input is ``batch``.
         ranges: of the named dimensions; by default 1 to 64, or to four times the example's size.
