@@ -11,6 +11,8 @@ import os
 import platform
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -63,6 +65,19 @@ def statement(
         },
     }
     return json.dumps(document, indent=2, sort_keys=True, default=str).encode() + b"\n"
+
+
+def allowed(document: bytes) -> tuple[str, ...]:
+    """What a statement says was allowed.
+
+    Raises:
+        UsageError: it is no statement of modelport's.
+    """
+    try:
+        found = json.loads(document)["predicate"]["buildDefinition"]["internalParameters"]
+        return tuple(map(str, found["allowed"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError("the provenance is no statement of modelport's") from error
 
 
 def _source(manifest: Manifest) -> dict[str, Any]:

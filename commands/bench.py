@@ -32,6 +32,8 @@ OF_ONE_GRAPH = (
     "target_latency", "samples", "seconds", "memory_limit", "p95",
 )
 """Options that are not theirs."""
+OF_SENTENCES = ("seq_lens", "batching", "corpus", "scenario")
+"""Options of models that read tokens."""
 SAMPLES = 140
 """Calls of a cell: five processes then support a 99th percentile, which takes 662."""
 
@@ -101,7 +103,8 @@ class _Bench(click.Command):
 @click.option("--output", "destination", type=click.Path(path_type=Path), default="run",
               show_default=True, help="Where cells and the report are kept.")
 @click.option("--any-kind", is_flag=True,
-              help="Pass over options that are only for models that generate, or only for others.")
+              help="Pass over options that are only for models of another kind: that generate, "
+                   "that do not, or that read tokens.")
 @click.option("--self-test", is_flag=True, help="Show that the statistics hold what they say.")
 @source_options
 @common
@@ -129,8 +132,9 @@ def bench(
     if chosen["baseline"] is None:
         refuse_given("goes with --baseline", "baseline_revision", "baseline_weights")
     generates = pipeline.generates(paths[0])
-    if any_kind:
-        pass  # what is for models of the other kind is passed over
+    if any_kind:  # what is for models of another kind is passed over
+        if not generates and not pipeline.takes_sequence(paths[0]):
+            chosen |= dict.fromkeys(OF_SENTENCES)
     elif generates:
         refuse_given(f"cannot be used with {paths[0]}, a model that generates", *OF_ONE_GRAPH)
     else:

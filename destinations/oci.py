@@ -81,6 +81,9 @@ class Registry(Repository):
         host, _, name = reference.place.partition("/")
         if not host or not name:
             raise UsageError(f"{reference} names no repository", allowed="oci://registry/name:tag")
+        if name != name.lower():  # OCI distribution-spec, "Pulling manifests"
+            raise UsageError(f"{reference} has capital letters, which no repository's name has",
+                             hint=f"oci://{host}/{name.lower()}")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .benchmarking import Grid, bench, open_path
+    from .benchmarking import Grid, bench, open_path, takes_sequence
     from .bisecting import Bisection, bisect, require_bisectable
     from .exporting import default_output, export
     from .generation_speed import GenerationGrid, bench_generation, generates, open_generator
@@ -41,6 +41,7 @@ _HOMES = {
     "open_session": "opening",
     "parity_report": "validating",
     "require_bisectable": "bisecting",
+    "takes_sequence": "benchmarking",
     "validate_artifact": "validating",
 }
 
@@ -65,6 +66,7 @@ __all__ = [
     "open_session",
     "parity_report",
     "require_bisectable",
+    "takes_sequence",
     "validate_artifact",
 ]
 

@@ -17,7 +17,7 @@ from pydantic_core import to_jsonable_python
 from .. import artifacts, checkpoints, runtimes
 from ..artifacts.digest import digests
 from ..checkpoints import standins
-from ..errors import UsageError
+from ..errors import ModelportError, UsageError
 from ..runtimes import benchmark
 from ..spec import ModelSpec, terms
 from .opening import open_artifact
@@ -152,6 +152,14 @@ def bench(
     for artifact in measured:
         artifacts.with_report(artifact, artifacts.BENCHMARK, text)
     return report
+
+
+def takes_sequence(root: Path) -> bool:
+    """Whether what an artifact takes has a sequence, as images have not; True where it is none."""
+    try:
+        return "sequence" in benchmark.ranges(artifacts.read(root).spec)
+    except ModelportError:
+        return True
 
 
 def open_path(

@@ -370,11 +370,11 @@ def default_output(request: ModelRequest, format: str) -> Path:  # noqa: A002
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of what makes an artifact, without importing any of it."""
+    """Versions of what makes an artifact and judges it, without importing any of it."""
     from importlib.metadata import PackageNotFoundError, version
 
-    packages = ("modelport", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxsim",
-                "tensorrt")
+    packages = ("modelport", "numpy", "torch", "transformers", "onnx", "onnx-ir", "onnxscript",
+                "onnxsim", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
     found = {"python": sys.version.split()[0]}
     for package in packages:
         try:

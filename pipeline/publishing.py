@@ -16,12 +16,13 @@ from ..errors import (
     ParityError,
     PickleRefused,
     RemoteCodeRefused,
+    SignatureRefused,
     UnsafeError,
     UsageError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ..artifacts import Artifact, FileEntry
     from ..artifacts.release import Release
@@ -173,11 +174,29 @@ def pull(
         found = destinations.fetch(repository, head, staging.root, notify=notify)
         if signer is not None:
             signing.verify_signature(staging.root, signer)
+            _require_signed(staging.root, found, source)
         artifact = artifacts.verify(staging.root)
         if artifact.manifest.identity != found.artifact:
             raise UnsafeError(f"the release at {source} names another artifact than it holds")
         _refuse_unnamed(artifact, found)
         return Pulled(artifacts.read(staging.commit()), found, head.digest)
+
+
+def _require_signed(root: Path, found: release.Release, source: str) -> None:
+    """A release record is not signed: what it says was allowed must be what the provenance says."""
+    try:
+        told = provenance.allowed((root / release.PROVENANCE).read_bytes())
+    except OSError:
+        told = ()
+    if sorted(told) != sorted(found.allowed):
+        raise SignatureRefused(
+            f"the release at {source} says that {_listed(found.allowed)} was allowed, and what is "
+            f"signed says {_listed(told)}",
+            hint="trust neither; ask who published it")
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words) or "nothing"
 
 
 def verify(root: Path, *, signer: Path | signing.Identity | None = None) -> Artifact:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from .. import artifacts, exporters
 from ..artifacts._rename import write_durable
 from ..artifacts.storage import refusals
+from ..destinations.base import Reference
 from ..errors import IncompleteError, ModelportError, UsageError
 from .executors import Local, Needs, RayCluster
 from .exporting import tool_versions
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 Kind = Literal["export", "bench", "publish"]
 Where = Literal["local", "ray"]
 
-_KEYS: Final = frozenset({"output", "models", "formats", "precisions", "profiles", "bench",
-                          "publish", "placement"})
+_KEYS: Final = {"output": str, "models": list, "formats": list, "precisions": list,
+                "profiles": dict, "bench": dict, "publish": dict, "placement": dict}
+"""What a recipe may hold, and as what."""
 DONE = ".stages"
 """Below the output: for each cell and kind the stage that finished last, and the lock of a run."""
 CONSENT = ("allow-pickle", "trust-remote-code")
@@ -106,7 +108,9 @@ def plan(recipe: Path) -> tuple[Stage, ...]:
         raise UsageError(f"{recipe} names no cell", allowed="at least one of each kind it lists")
     names = [chain[0].cell for chain in chains]
     if len(set(names)) != len(names):
-        raise UsageError(f"{recipe} names a cell twice", hint="give each profile a name")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"{recipe} names a cell twice, {twice}",
+                         hint="a recipe for each of the models, with an output of its own")
     stages = [stage for chain in chains for stage in chain]
     order: tuple[Kind, ...] = ("export", "bench", "publish")
     return tuple(sorted(stages, key=lambda stage: order.index(stage.kind)))
@@ -181,9 +185,21 @@ def _read(recipe: Path) -> dict[str, Any]:
         raise UsageError(f"{recipe} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(document, dict) or not document.get("models"):
         raise UsageError(f"{recipe} names no models", allowed="models: [demo]")
-    unknown = set(document) - _KEYS
+    unknown = set(document) - set(_KEYS)
     if unknown:
         raise UsageError(f"{recipe} has {min(map(str, unknown))}", allowed=", ".join(sorted(_KEYS)))
+    document = {name: value for name, value in document.items() if value is not None}
+    for name, value in document.items():
+        if not isinstance(value, _KEYS[name]):
+            raise UsageError(f"{recipe} has {name}: {value}",
+                             allowed={list: "a list", dict: "a mapping"}.get(_KEYS[name], "text"))
+    for model in document["models"]:
+        if not isinstance(model, str) and not (isinstance(model, dict) and model.get("model")):
+            raise UsageError(f"{recipe} has a model {model}",
+                             allowed="what --model takes, or {model: …, revision: …}")
+    for name, options in document.get("profiles", {}).items():
+        if not isinstance(options or {}, dict):
+            raise UsageError(f"{recipe} has a profile {name}: {options}", allowed="a mapping")
     for name in document.get("formats", ["onnx"]):
         exporters.get(name)
     named = {*document.get("formats", ["onnx"]), *document.get("precisions", []),
@@ -214,7 +230,7 @@ def _chain(
 ) -> list[Stage]:
     """The stages of one cell."""
     parts = (Path(str(model["model"])).name, format_, precision, profile)
-    cell = "-".join(part for part in parts if part)
+    cell = "-".join(part for part in parts if part).replace(":", "-")  # a tag has none
     chosen = {**({"dtype": precision} if precision else {}), **options}
     known = {f.replace("_", "-") for f in exporters.get(format_).options_type.__dataclass_fields__}
     for name in chosen:
@@ -231,29 +247,42 @@ def _chain(
     basis: Any = (tools, _content(str(model["model"]), output), _files(chosen))
     key = _digest(exported, basis)
     stages = [Stage("export", cell, (*exported, "--output", str(place), "--force"), place, key)]
+    # No key holds the place, which is spelled otherwise from another working directory.
     if document.get("bench") is not None:
         # One block is for every model of the matrix, whether it generates or not.
         consent = {name: allowed for name, allowed in model.items()
                    if str(name).replace("_", "-") in CONSENT}
-        bench = ("bench", str(place), *_flags({**consent, **(document["bench"] or {})}),
-                 "--any-kind")
-        key = _digest(bench, stages[-1].key, _files(document["bench"] or {}))
-        stages.append(Stage("bench", cell, bench, place, key))
+        flags = ("bench", *_flags({**consent, **document["bench"]}), "--any-kind")
+        key = _digest(flags, stages[-1].key, _files(document["bench"]))
+        if "output" not in document["bench"]:  # two nodes must not measure into one directory
+            flags = (*flags, "--output", str(output / DONE / f"{cell}.run"))
+        stages.append(Stage("bench", cell, (flags[0], str(place), *flags[1:]), place, key))
     if document.get("publish"):
-        wanted = dict(document["publish"])
-        try:
-            destination = str(wanted.pop("destination")).format(cell=cell)
-        except (KeyError, IndexError, ValueError) as error:
-            raise UsageError(
-                "publish needs a destination", allowed="file:///path:{cell}"
-            ) from error
-        publish = ("publish", str(place), destination, *_flags(wanted))
-        key = _digest(publish, stages[-1].key, _files(wanted))
-        stages.append(Stage("publish", cell, publish, place, key))
+        wanted = {name: _filled(name, value, cell) for name, value in document["publish"].items()}
+        if "destination" not in wanted:
+            raise UsageError("publish needs a destination", allowed="file:///path:{cell}")
+        for name in ("destination", "against"):
+            if name in wanted:
+                Reference.parse(str(wanted[name]))
+        destination = str(wanted.pop("destination"))
+        flags = (destination, *_flags(wanted))
+        key = _digest("publish", flags, stages[-1].key, _files(wanted))
+        stages.append(Stage("publish", cell, ("publish", str(place), *flags), place, key))
     return [
         dataclasses.replace(s, tools=tools, needs=Needs() if s.kind == "publish" else needs)
         for s in stages
     ]
+
+
+def _filled(name: str, value: Any, cell: str) -> Any:
+    """An option of ``publish`` with the cell's name where it says ``{cell}``."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return value.format(cell=cell)
+    except (KeyError, IndexError, ValueError) as error:
+        raise UsageError(f"publish has {name}: {value}",
+                         allowed="{cell}, and no other braces") from error
 
 
 def _needs(placement: Mapping[str, Any], found: Mapping[str, Any], *names: str) -> Needs:
@@ -290,19 +319,24 @@ def _files(options: Mapping[str, Any]) -> list[str]:
 
 def _content(model: str, output: Path) -> Any:
     """What a local checkpoint holds, as far as its files' names, sizes and times tell; of a module
-    of one's own, the digest of its file. ``output`` is not looked into."""
+    of one's own, also the digest of its file, and what lies beside it: nothing tells what of it the
+    file imports or loads. ``output`` and recipes are not looked into."""
     file = model.rpartition(":")[0]
     if file.endswith(".py"):
-        return file_digest(str(Path(file).expanduser()))
-    root, output = Path(model).expanduser().resolve(), output.resolve()
-    if not root.is_dir():
-        return None
-    found = []
+        source = Path(file).expanduser().resolve()
+        return [file_digest(str(source)), *_below(source.parent, output, passed=(".yaml", ".yml"))]
+    root = Path(model).expanduser().resolve()
+    return _below(root, output) if root.is_dir() else None
+
+
+def _below(root: Path, output: Path, *, passed: tuple[str, ...] = ()) -> list[Any]:
+    """Names, sizes and times of the files in a folder, but for what is hidden or made here."""
+    output, found = output.resolve(), []
     for path in root.rglob("*"):
         name = path.relative_to(root)
         aside = output in path.parents or any(
             part.startswith(".") or part == "__pycache__" for part in name.parts)
-        if not aside and path.is_file():
+        if not aside and path.suffix not in passed and path.is_file():
             found.append((str(name), path.stat().st_size, path.stat().st_mtime_ns))
     return sorted(found)
 

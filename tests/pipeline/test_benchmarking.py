@@ -108,6 +108,14 @@ def test_a_model_of_images_is_measured_once_for_each_batch_size(image, tmp_path,
     assert {r["workload"] for r in found["recommendations"]} == {"by batch size"}
 
 
+def test_a_recipe_for_any_kind_passes_over_what_images_do_not_take(
+    image, tmp_path, capsys
+):
+    found = bench(capsys, image, "--any-kind", "--batch-sizes", "1", "--seq-lens", "16",
+                  "--batching", "sorted", "--output", tmp_path / "run")
+    assert [r["cell"]["sequence"] for r in found["rows"]] == [0]
+
+
 @pytest.mark.parametrize(("asked", "said"), [
     ({"sweep": {"sequences": (16,)}}, "--seq-lens"),
     ({"usual": ("sequence",), "sweep": {"batchings": ("sorted",)}}, "--batching")])

@@ -114,8 +114,9 @@ def test_what_another_run_has_replaced_is_done_again(tmp_path, monkeypatch):
 
 def test_a_stage_is_named_by_all_that_it_reads(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    model, texts, code = tmp_path / "model", tmp_path / "texts", tmp_path / "net.py"
+    model, texts, code = tmp_path / "model", tmp_path / "texts", tmp_path / "own" / "net.py"
     (model / "1_Pooling").mkdir(parents=True)
+    code.parent.mkdir()
     for file in (model / "1_Pooling" / "config.json", texts, code):
         file.write_text("one")
 
@@ -139,6 +140,47 @@ def test_a_stage_is_named_by_all_that_it_reads(tmp_path, monkeypatch):
         changed = [old != new for old, new in zip(before, after, strict=True)]
         assert changed == [number in (0, 2), number in (1, 2)]
         before = after
+    (code.parent / "weights.pt").write_text("what the file loads")
+    assert [old != new for old, new in zip(before, keys(), strict=True)] == [False, True]
+
+
+def test_a_stage_is_the_same_from_another_directory(tmp_path, monkeypatch):
+    recipe = write(tmp_path, models=["demo"], bench={"rounds": 1},
+                   publish={"destination": "file:///models:{cell}"})
+    keys = [stage.key for stage in recipes.plan(recipe)]
+    monkeypatch.chdir(tmp_path)
+    assert [stage.key for stage in recipes.plan(Path(recipe.name))] == keys
+
+
+def test_what_runs_a_graph_is_part_of_a_stage(tmp_path, monkeypatch):
+    """A new runtime proves and measures anew."""
+    import importlib.metadata
+
+    recipe = write(tmp_path, models=["demo"], bench={})
+    before = [stage.key for stage in recipes.plan(recipe)]
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version",
+                        lambda name: "99" if name == "onnxruntime" else version(name))
+    assert all(old != stage.key for old, stage in zip(before, recipes.plan(recipe), strict=True))
+
+
+def test_each_cell_is_measured_in_a_directory_of_its_own(tmp_path):
+    recipe = write(tmp_path, models=["demo"], precisions=["fp32", "fp16"], bench={})
+    benches = [s.arguments for s in recipes.plan(recipe) if s.kind == "bench"]
+    places = {words[words.index("--output") + 1] for words in benches}
+    assert len(places) == 2
+    recipe = write(tmp_path, models=["demo"], bench={"output": "mine"})
+    (words,) = [s.arguments for s in recipes.plan(recipe) if s.kind == "bench"]
+    assert words.count("--output") == 1
+
+
+def test_a_release_is_compared_with_that_of_its_own_cell(tmp_path):
+    recipe = write(tmp_path, models=[{"model": "net.py:make"}], publish={
+        "destination": "file:///models/{cell}:latest", "max-regression": "5%",
+        "against": "file:///models/{cell}:previous"})
+    (words,) = [s.arguments for s in recipes.plan(recipe) if s.kind == "publish"]
+    assert words[2] == "file:///models/net.py-make-onnx:latest"
+    assert words[words.index("--against") + 1] == "file:///models/net.py-make-onnx:previous"
 
 
 def test_a_failure_is_told_and_stops_only_its_own_cell(tmp_path, program):
@@ -160,6 +202,14 @@ def test_a_failure_is_told_and_stops_only_its_own_cell(tmp_path, program):
         ({"models": ["demo"], "publish": {"require": "benchmark"}}, "destination"),
         ({"models": ["demo", "x/demo"]}, "twice"),
         ({"models": ["demo"], "formats": []}, "no cell"),
+        ({"models": "demo"}, "has models: demo"),
+        ({"models": ["demo"], "precisions": "fp16"}, "has precisions: fp16"),
+        ({"models": [{"id": "demo"}]}, "has a model"),
+        ({"models": ["demo"], "bench": True}, "has bench: True"),
+        ({"models": ["demo"], "profiles": {"a": "opset"}}, "has a profile a: opset"),
+        ({"models": ["demo"], "publish": {"destination": "file:///x:{name}"}}, "destination"),
+        ({"models": ["demo"], "publish": {"destination": "models"}}, "not a place"),
+        ({"models": ["demo"], "publish": {"destination": "file:///x", "against": "y"}}, "place"),
         ({"models": ["demo"], "placement": {"tensorrt": {"gpus": 1}}}, "places tensorrt"),
         ({"models": ["demo"], "placement": {"onnx": {"gpu": 1}}}, "placement of onnx has gpu"),
         ({"models": ["demo"], "placement": {"onnx": "H100"}}, "placement of onnx has H100"),

@@ -345,3 +345,12 @@ def test_an_invalid_benchmark_says_what_is_wrong_and_how_to_measure_anew(
     report.loads = (SimpleNamespace(cell=SimpleNamespace(identity=identity)),)
     with pytest.raises(GateRefused, match="holds scenarios of a load generator alone"):
         publish(proven, url, Gate(require_benchmark=True))
+
+
+def test_a_registrys_names_have_no_capital_letters():
+    """As the owner of a repository on a forge may have: told before anything is sent."""
+    pytest.importorskip("oras", reason="oras is not installed")
+    reference = Reference.parse("oci://host:5000/MyOrg/Model:v1")
+    with pytest.raises(UsageError, match="capital letters") as caught:
+        destinations.open_repository(reference)
+    assert caught.value.hint == "oci://host:5000/myorg/model"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from modelport import artifacts
+from modelport import artifacts, destinations
 from modelport.artifacts import release, signing, store
 from modelport.cli import execute
 from modelport.errors import DigestMismatch, PathEscape, SignatureRefused, UsageError
 from modelport.pipeline import publishing
-from modelport.pipeline.publishing import Signer, publish, pull
+from modelport.pipeline.publishing import Gate, Signer, publish, pull
 
 pytest.importorskip("model_signing", reason="model-signing is not installed")
 
@@ -109,6 +110,25 @@ def test_pull_refuses_what_is_not_signed(proven, tmp_path, keys):
     publish(proven, f"file://{tmp_path}/plain")
     with pytest.raises(SignatureRefused, match="has no signature"):
         pull(f"file://{tmp_path}/plain", tmp_path / "pulled", signer=keys / "ours.pub")
+    assert not (tmp_path / "pulled").exists()
+
+
+def test_a_release_record_that_says_other_than_what_is_signed_is_refused(proven, tmp_path, keys):
+    """The record is not signed: whoever serves it could leave out what was allowed."""
+    url, root = f"file://{tmp_path}/r", tmp_path / "r"
+    artifacts.write_manifest(proven, dataclasses.replace(
+        artifacts.read(proven).manifest, parity=None))
+    publish(proven, url, Gate(allow_unproven=True), signer=Signer(keys / "ours.pem"))
+    pull(url, tmp_path / "honest", signer=keys / "ours.pub")
+    records = [p for p in root.rglob("*") if p.is_file() and b'"unproven"' in p.read_bytes()
+               and b'"predicate"' not in p.read_bytes()]
+    assert records
+    for record in records:
+        record.write_bytes(record.read_bytes().replace(b'"unproven"', b""))
+    head = destinations.resolve(destinations.open_repository(destinations.Reference.parse(url)))
+    assert release.loads(head.release).allowed == ()
+    with pytest.raises(SignatureRefused, match=r"nothing was allowed.*signed says unproven"):
+        pull(url, tmp_path / "pulled", signer=keys / "ours.pub")
     assert not (tmp_path / "pulled").exists()
 
 
