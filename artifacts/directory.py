@@ -80,6 +80,19 @@ class Staging:
         self._open = False
         return target
 
+    def set_aside(self) -> None:
+        """Make room: what was written waits beside, in place of what waited there before."""
+        self._check_open()
+        _remove(_aside(self.root))
+        self.root.rename(_aside(self.root))
+        self.root.mkdir()
+
+    def restore(self) -> None:
+        """Bring back what waits beside, in place of what was written since."""
+        self._check_open()
+        _remove(self.root)
+        _aside(self.root).rename(self.root)
+
     def _check_open(self) -> None:
         if not self._open:
             raise UsageError("this staging directory was already committed or rejected")
@@ -141,6 +154,12 @@ def beside(target: Path) -> Iterator[Path]:
         finally:
             # After a replacement this holds what was replaced, or nothing.
             _remove(root)
+            _remove(_aside(root))
+
+
+def _aside(root: Path) -> Path:
+    name, _, tail = root.name.rpartition(".partial-")
+    return root.with_name(f"{name}.aside-{tail}")
 
 
 def _refuse_taken(destination: Path, *, force: bool) -> None:
@@ -206,7 +225,7 @@ def _recover(target: Path) -> None:
             _remove(aside)
         else:  # killed between the two renames of a replacement
             aside.rename(target)
-    for partial in _siblings(target, "partial"):
+    for partial in (*_siblings(target, "partial"), *_siblings(target, "aside")):
         _remove(partial)
 
 

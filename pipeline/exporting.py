@@ -32,10 +32,7 @@ if TYPE_CHECKING:
 
 
 STEPS = ".steps"
-"""Below the directory being written: what a strategy writes, until it is whole and judged."""
-
-REJECTED = ".rejected"
-"""Beside it: what the last strategy that failed parity wrote, until another one is proven."""
+"""Below the directory being written: what the result is derived from, removed at the end."""
 
 
 def export(
@@ -96,7 +93,7 @@ def export(
         strategies = list(exporter.strategies(options))
         while strategies:
             strategy = strategies.pop(0)
-            _set_aside(staging.root)
+            _empty(staging.root)
             try:
                 attempt = _attempt(exporter, model, staging.root, options, strategy, attempts,
                                    validator, notify, parent)
@@ -111,8 +108,9 @@ def export(
                 continue
             attempts.append(attempt)
             if attempt.outcome == "kept":
-                shutil.rmtree(staging.root / REJECTED, ignore_errors=True)
                 return artifacts.read(staging.commit())
+            if attempt.outcome == "rejected":
+                staging.set_aside()
         where = _reject(staging, attempts)
     raise _no_strategy_left(attempts, where)
 
@@ -148,22 +146,12 @@ def _parent(
                 raise
             hint, rejected = error.hint, place.with_name(f"{place.name}.rejected")
             if rejected.exists():  # a search has none
-                _move(rejected, staging.root)
+                for entry in rejected.iterdir():
+                    entry.rename(staging.root / entry.name)
                 hint = f"modelport inspect {staging.reject(error.found)}"
             raise ParityError(
                 f"the {origin} artifact to build from failed: {error.found}", hint=hint
             ) from error
-
-
-def _set_aside(root: Path) -> None:
-    """Make room for the next strategy: what failed parity is kept, what failed before is not."""
-    judged = [entry for entry in root.iterdir() if entry.name not in (STEPS, REJECTED)]
-    shutil.rmtree(root / STEPS, ignore_errors=True)
-    if judged:
-        shutil.rmtree(root / REJECTED, ignore_errors=True)
-        (root / REJECTED).mkdir()
-        for entry in judged:
-            entry.rename(root / REJECTED / entry.name)
 
 
 def _reject(staging: artifacts.Staging, attempts: list[Attempt]) -> Path | None:
@@ -171,8 +159,7 @@ def _reject(staging: artifacts.Staging, attempts: list[Attempt]) -> Path | None:
     reasons = [a.reason for a in attempts if a.outcome == "rejected"]
     if not reasons:
         return None
-    _set_aside(staging.root)
-    _move(staging.root / REJECTED, staging.root)
+    staging.restore()
     manifest = artifacts.read(staging.root).manifest
     artifacts.write_manifest(
         staging.root, dataclasses.replace(manifest, attempts=tuple(attempts))
@@ -220,7 +207,7 @@ def _attempt(
     artifact: Artifact | None = None
     for index, step in enumerate((None, *steps)):
         what = f"{step.transform}: " if step else ""
-        place = _place(root, index)
+        place = _place(root, index) if steps else root
         try:
             if step is None:
                 notify(f"capturing the graph ({strategy})")
@@ -266,16 +253,11 @@ def _place(root: Path, index: int) -> Path:
 
 
 def _promote(root: Path, place: Path) -> None:
-    """Move the artifact that lies at ``place`` to ``root``, without what it was derived from."""
-    _move(place, root)
-    shutil.rmtree(root / STEPS)
-
-
-def _move(source: Path, target: Path) -> None:
-    """Move what lies in one directory into another, and remove the first."""
-    for entry in source.iterdir():
-        entry.rename(target / entry.name)
-    source.rmdir()
+    """Leave in ``root`` the artifact that lies at ``place`` and nothing else."""
+    if place != root:
+        for entry in place.iterdir():
+            entry.rename(root / entry.name)
+        shutil.rmtree(root / STEPS)
 
 
 def _with_attempts(artifact: Artifact, attempts: tuple[Attempt, ...]) -> Artifact:
@@ -361,6 +343,11 @@ def _no_strategy_left(attempts: list[Attempt], where: Path | None) -> ModelportE
 def first_line(error: BaseException) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0][:300] if text else 'no message'}"
+
+
+def _empty(directory: Path) -> None:
+    for entry in directory.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def default_output(request: ModelRequest, format: str) -> Path:  # noqa: A002

@@ -368,3 +368,24 @@ def test_a_real_refusal_by_the_kernel_leaves_nothing(tmp_path: Path):
     assert "size limit" in done.stdout
     _only(tmp_path)
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1 << 20
+
+
+def test_what_is_set_aside_comes_back_or_goes_with_the_block(tmp_path: Path):
+    with stage(tmp_path / "out") as staging:
+        for text in ("one", "two"):
+            _artifact(staging.root, text)
+            staging.set_aside()
+            assert not list(staging.root.iterdir())
+        (staging.root / "half").touch()
+        staging.restore()
+        assert _text(staging.root) == "two"
+        assert not (staging.root / "half").exists()
+        staging.set_aside()
+        _artifact(staging.root, "three")
+        staging.commit()
+    assert _text(tmp_path / "out") == "three"
+    _only(tmp_path, "out")
+    (tmp_path / ".out.aside-1-0123abcd").mkdir()  # of a writer that was killed
+    with stage(tmp_path / "out", force=True):
+        pass
+    _only(tmp_path, "out")

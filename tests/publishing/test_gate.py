@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
-from modelport import artifacts
+from modelport import artifacts, destinations
 from modelport.artifacts import release
 from modelport.cli import execute
 from modelport.destinations import Reference
