@@ -204,8 +204,9 @@ def _fitting(grid: Grid, contracts: Mapping[str, ModelSpec]) -> dict[str, Any]:
     Raises:
         UsageError: a size that was named does not fit, or there is no sequence to have one.
     """
-    options = {f.name: f.default for f in fields(benchmark.SweepRequest)
-               if f.name in (*_SIZES, "batchings", "traffic")}
+    options: dict[str, Any] = {
+        f.name: f.default for f in fields(benchmark.SweepRequest)
+        if f.name in (*_SIZES, "batchings", "traffic")}
     options |= grid.sweep
     corpus = bool(options["batchings"] or options["traffic"])
     taken = {name: benchmark.ranges(spec) for name, spec in contracts.items()}
