@@ -15,7 +15,7 @@ from .opening import open_session
 from .texts import CORPUS, TEXTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy as np
 
@@ -114,10 +114,12 @@ def _applied(
     from ..artifacts import onnx_files
 
     if not parent.components:
+        _require_reader((model,), step)
         return {"": _kept_within_budget(model, parent, root, step, metadata)}
     results = _idle(parent, transforms.get(step.transform))
     if len(results) == len(parent.components):
         results = {}  # the transform itself says that there is nothing to do
+    _require_reader((model.parts[name] for name in parent.components if name not in results), step)
     with tempfile.TemporaryDirectory(prefix=".component-", dir=root) as place:
         for name, view in parent.components.items():
             if name not in results:
@@ -199,6 +201,25 @@ def budget_of(options: Mapping[str, Any]) -> validate.EffectBudget:
     return FOUR_BITS if options.get("quantize") == "int4-weights" else validate.EffectBudget()
 
 
+def settled(options: Any) -> Any:
+    """The options of an export, the files that they name checked before there is any work.
+
+    The file of a budget is replaced by the limits in it: an artifact is judged by them wherever it
+    is validated, whatever becomes of the file.
+
+    Raises:
+        UsageError: a budget with a limit that is none, or a file that holds no text.
+    """
+    if texts := getattr(options, "texts", ""):
+        _lines(Path(texts))
+    if text := getattr(options, "budget", ""):
+        limits = dataclasses.asdict(validate.read_budget(text))
+        if limits.pop("set_by") == "file":
+            budget = ",".join(f"{name}={limit}".lower() for name, limit in limits.items())
+            return dataclasses.replace(options, budget=budget)
+    return options
+
+
 def text_cases(spec: ModelSpec, root: Path) -> tuple[validate.Case, ...]:
     """Cases of real text, where there is a tokenizer and nothing but text goes in; as many as a
     proportion's interval needs rows, and no text twice."""
@@ -228,7 +249,8 @@ def texts_of(
 
 
 def _reads_text(spec: ModelSpec, root: Path) -> bool:
-    return checkpoints.has_tokenizer(root) and set(spec.dims) <= {"batch", "sequence"}
+    return ("input_ids" in spec.input_names and set(spec.dims) <= {"batch", "sequence"}
+            and checkpoints.has_tokenizer(root))
 
 
 def _tokenizing(
@@ -288,14 +310,15 @@ def samples(model: LoadedModel, texts: Path | None = None) -> list[Mapping[str, 
     """Feeds to measure a graph's values on: short and long, with padding, and real text.
 
     Args:
-        texts: the user's own, one a line; nothing else is measured on then.
+        texts: the user's own, one a line; nothing else is measured on then, unless the graph reads
+            something else than text.
 
     Raises:
         UsageError: the file is empty or not text, the model has no tokenizer, or its tokenizer
             does not know the script that most of the text is in.
     """
     spec = model.spec
-    if texts is not None:
+    if texts is not None and _reads_lines(model):
         return _from_file(model, texts)
     feeds: list[Mapping[str, np.ndarray]] = [model.samples]
     for seed, padding in enumerate(validate.PADDINGS[:2]):
@@ -303,10 +326,28 @@ def samples(model: LoadedModel, texts: Path | None = None) -> list[Mapping[str, 
         case = validate.Case(tuple(sorted(sizes.items())), padding, seed)
         if validate.admits(spec, sizes, padding):
             feeds.append(validate.draw(spec, case))
-    root = model.checkpoint.root
-    if checkpoints.has_tokenizer(root) and set(spec.free) <= {"batch", "sequence", "past"}:
+    if checkpoints.has_tokenizer(model.checkpoint.root) and _reads_lines(model):
         feeds.append(_tokenized(model, TEXTS))
     return feeds
+
+
+def _reads_lines(model: LoadedModel) -> bool:
+    """Whether a graph reads what the checkpoint's tokenizer makes, and a past at most.
+
+    Bark's read tokens of each other, or a text's with an offset.
+    """
+    spec = model.spec
+    return (model.checkpoint.task != "text-to-audio" and "input_ids" in spec.input_names
+            and set(spec.free) <= {"batch", "sequence", "past"})
+
+
+def _require_reader(models: Iterable[LoadedModel], step: Derivation) -> None:
+    """Refuse texts to measure on where no graph would be measured on them."""
+    texts = step.settings.get("texts")
+    if texts and transforms.get(step.transform).measures and not any(map(_reads_lines, models)):
+        raise UsageError(f"{texts} is of no use: no graph that is measured reads text alone",
+                         allowed="texts for encoders and decoders of text",
+                         hint="leave --texts out to calibrate on drawn values")
 
 
 def largest(spec: ModelSpec) -> dict[str, int]:
@@ -336,8 +377,12 @@ def _tokenized(
             np.zeros(spec.shape(t, sizes), t.dtype) for t in spec.inputs}
 
 
-def _from_file(model: LoadedModel, path: Path) -> list[Mapping[str, np.ndarray]]:
-    root = model.checkpoint.root
+def _lines(path: Path) -> list[str]:
+    """The texts of a file, one a line, as far as they are calibrated on.
+
+    Raises:
+        UsageError: the file is empty or not text.
+    """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -347,7 +392,12 @@ def _from_file(model: LoadedModel, path: Path) -> list[Mapping[str, np.ndarray]]
     if not lines:
         raise UsageError(f"{path} holds no text", allowed="UTF-8 text, one sample a line",
                          hint="leave --texts out to calibrate on the built-in sentences")
-    loaded = checkpoints.tokenizer(root)
+    return lines
+
+
+def _from_file(model: LoadedModel, path: Path) -> list[Mapping[str, np.ndarray]]:
+    lines = _lines(path)
+    loaded = checkpoints.tokenizer(model.checkpoint.root)
     unknown = getattr(loaded, "unk_token_id", None)
     feeds: list[Mapping[str, np.ndarray]] = []
     lost = total = 0

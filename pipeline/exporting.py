@@ -65,6 +65,10 @@ def export(
     exporter = exporters.get(format)
     options = exporter.options_type() if options is None else options
     exporter.check(options)
+    if getattr(options, "budget", "") or getattr(options, "texts", ""):
+        from . import deriving
+
+        options = deriving.settled(options)
     if exporter.candidates(options):
         if not validate:
             raise UsageError("a search drops what fails its gates, so it cannot do without them",

@@ -62,11 +62,16 @@ def read_budget(text: str) -> EffectBudget:
     """A budget as a user writes it: ``name=value`` pairs, or the path of a file of such lines.
 
     Raises:
-        UsageError: an unknown name, or a value that is no number (``none`` switches a limit off).
+        UsageError: an unknown name, a value that is no number (``none`` switches a limit off), or
+            a file that cannot be read as text.
     """
     path = Path(text)
     from_file = "=" not in text and path.is_file()
-    source = path.read_text(encoding="utf-8").replace("\n", ",") if from_file else text
+    try:
+        source = path.read_text(encoding="utf-8").replace("\n", ",") if from_file else text
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as text: {error}",
+                         allowed="NAME=NUMBER or NAME=none, one a line") from error
     known = [f.name for f in fields(EffectBudget) if f.name != "set_by"]
     found: dict[str, float | None] = {}
     for pair in filter(None, (part.strip() for part in source.split(","))):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_bark
 from modelport import artifacts, checkpoints, exporters, pipeline, transforms, validate
 from modelport.artifacts import Artifact, onnx_files
 from modelport.cli import execute
@@ -242,6 +243,52 @@ def test_a_calibration_file_in_an_unknown_language(
     file.write_text("a plain sentence\nand another\n", encoding="utf-8")
     (feeds,) = deriving.samples(model, file)
     assert feeds["input_ids"].shape[0] == 2
+
+
+def test_texts_are_for_the_graphs_that_read_text(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    place = shutil.copytree(tiny("bart", "text2text-generation"), tmp_path / "model")
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(99)}, unk_token="w98"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w1").save_pretrained(place)
+    file = tmp_path / "texts.txt"
+    file.write_text("w5 w6 w7\nw8 w9\n")
+    parts = checkpoints.load(checkpoints.resolve(str(place))).parts
+    assert set(parts) == {"encoder", "cross", "decoder"}
+    for name, part in parts.items():
+        feeds = deriving.samples(part, file)
+        for one in feeds:
+            part.spec.check(one)
+        assert bool(deriving.text_cases(part.spec, place)) == (name == "encoder")
+        if name == "encoder":
+            assert [one["input_ids"].tolist() for one in feeds] == [[[5, 6, 7], [8, 9, 1]]]
+        else:
+            assert len(feeds) > 1
+    made = export(place, tmp_path / "out", quantize="int8-dynamic", texts=str(file))
+    assert set(made.components) == set(parts)
+
+
+@pytest.mark.parametrize(("kind", "task"), [
+    ("vit", "image-classification"), ("whisper", "automatic-speech-recognition")])
+def test_texts_that_no_graph_reads_are_refused(
+    kind: str, task: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("a plain sentence\n")
+    with pytest.raises(UsageError, match="no graph that is measured reads text alone"):
+        export(tiny(kind, task), tmp_path / "out", quantize="int8-dynamic", texts=str(file))
+    assert not (tmp_path / "out").exists()
+
+
+def test_barks_graphs_read_no_text(tmp_path: Path) -> None:
+    """Its tokens are not the tokenizer's, though they bear the same name."""
+    model = checkpoints.load(checkpoints.resolve(str(tiny_bark.build(tmp_path / "bark"))))
+    assert any("input_ids" in part.spec.input_names for part in model.parts.values())
+    assert not any(map(deriving._reads_lines, model.parts.values()))
 
 
 def test_contradicting_options_are_refused() -> None:

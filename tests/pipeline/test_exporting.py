@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from modelport import artifacts, pipeline
+from modelport import artifacts, pipeline, validate
 from modelport.errors import (
     ClaimError,
     DestinationExists,
@@ -21,6 +22,7 @@ from modelport.errors import (
     UsageError,
 )
 from modelport.exporters.onnx import OnnxOptions
+from modelport.pipeline import deriving
 
 
 @pytest.fixture
@@ -169,6 +171,38 @@ def test_options_are_refused_before_the_model_is_looked_for(tmp_path: Path) -> N
     nowhere = pipeline.ModelRequest(str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="opset 9"):
         pipeline.export("onnx", nowhere, tmp_path / "out", OnnxOptions(opset=9))
+
+
+@pytest.mark.parametrize("optimize", ["none", "auto"])
+@pytest.mark.parametrize(("field", "content", "said"), [
+    ("budget", None, "is no limit of a budget"), ("budget", b"\xff\xfe", "cannot be read as text"),
+    ("budget", b"sqnr = 3\n", "'sqnr = 3' is no limit"), ("texts", b"\n", "holds no text"),
+    ("texts", None, "cannot be read as text"), ("texts", b"\xff\xfe", "cannot be read as text"),
+])
+def test_files_of_options_are_read_before_the_model_is_looked_for(
+    field: str, content: bytes | None, said: str, optimize: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    if content is not None:
+        file.write_bytes(content)
+    options = OnnxOptions(optimize=optimize, **{field: str(file)})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=said):
+        pipeline.export("onnx", pipeline.ModelRequest(str(tmp_path / "nowhere")),
+                        tmp_path / "out", options)
+
+
+def test_a_budget_lies_in_the_artifact_whatever_becomes_of_its_file(
+    request_: pipeline.ModelRequest, tmp_path: Path
+) -> None:
+    file = tmp_path / "budget"
+    file.write_text("sqnr_db = 30\nagreement_low = none\n")
+    artifact = pipeline.export("onnx", request_, tmp_path / "out", OnnxOptions(budget=str(file)),
+                               validate=False)
+    expected = validate.read_budget(str(file))
+    file.write_text("sqnr_db = 3\n")
+    found = deriving.budget_of(artifact.manifest.options)
+    assert dataclasses.replace(found, set_by="file") == expected
+    assert (found.sqnr_db, found.agreement, found.agreement_low) == (30, 0.99, None)
 
 
 def test_a_taken_destination_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
