@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import artifacts, checkpoints, transforms
 from ..artifacts.directory import REASON
 from ..errors import (
+    ClaimError,
     ExportError,
     ModelportError,
+    OpsetTooLow,
     ParityError,
-    UnavailableError,
     UnsafeError,
     UsageError,
 )
@@ -55,6 +56,10 @@ MEASURED = "measured"
 
 PROOF_SECONDS = 60.0
 """For the cases of each graph of a trial of less precision, those that coverage rests on first."""
+
+LASTING = (ExportError, UsageError, ClaimError)
+"""What comes again however often it is tried. A process that was killed or a package that is absent
+does not, and what failed parity has its report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,7 @@ class Search:
     """A search of one model's combinations in one directory.
 
     Args:
+        asked: the options that left the choice to a search.
         workshop: where the combinations lie.
         validator: one process for all of them.
         seconds: nothing is begun that would end later, by what the longest took so far, with
@@ -109,6 +115,7 @@ class Search:
         exporter: Exporter[Any],
         request: ModelRequest,
         model: LoadedModel,
+        asked: Any,
         workshop: Path,
         seconds: float,
         validator: Validator,
@@ -117,6 +124,7 @@ class Search:
         self._exporter = exporter
         self._request = request
         self._model = model
+        self._asked = asked
         self._workshop = workshop
         self._end = time.monotonic() + seconds
         self._longest = 0.0
@@ -181,21 +189,34 @@ class Search:
     def _changed(self, options: Any) -> dict[str, Any]:
         plain = dataclasses.asdict(self._base)
         return {key: value for key, value in dataclasses.asdict(options).items()
-                if value != plain[key] and key in ("optimize", "dtype", "quantize")}
+                if value != plain[key] and key in ("optimize", "dtype", "quantize", "opset")}
 
     def _try(self, name: str, options: Any) -> tuple[Trial, Artifact | None]:
         changed = self._changed(options)
         if self._over() and not self._known(options):
             return Trial(name, changed, "left out", "the time was over"), None
         try:
-            steps = self._exporter.derivations(options)
-            artifact = self._artifact(options, steps)
+            try:
+                artifact = self._artifact(options, self._exporter.derivations(options))
+            except OpsetTooLow as error:
+                options = self._raised(options, error)
+                artifact = self._artifact(options, self._exporter.derivations(options))
         except UnsafeError:
             raise
         except ModelportError as error:
             kind: Outcome = "rejected" if error.exit_code == 3 else "failed"
             return Trial(name, changed, kind, error.found), None
-        return Trial(name, changed, "measured", bytes=figures.weight_bytes(artifact)), artifact
+        return Trial(name, self._changed(options), "measured",
+                     bytes=figures.weight_bytes(artifact)), artifact
+
+    def _raised(self, options: Any, error: OpsetTooLow) -> Any:
+        """The options at the opset that they need; the error where the user chose another one."""
+        asked = dataclasses.replace(options, opset=self._asked.opset)
+        raised = self._exporter.raised(asked, error.needed)
+        if raised is None:
+            raise error
+        self._notify(f"{error.found}: raised to {error.needed}")
+        return raised
 
     def _place(self, options: Any) -> Path:
         """Named after all that decides what will lie there, the contents of files included."""
@@ -222,16 +243,19 @@ class Search:
         if not steps:
             return exporting.export(self._exporter.name, self._request, place, options,
                                     notify=self._notify)
-        parent = self._artifact(options if steps[:-1] else self._base, steps[:-1])
+        parent = self._artifact(options if steps[:-1] else self._exporter.base(options), steps[:-1])
         try:
             return self._derived(parent, place, steps[-1])
+        except OpsetTooLow:
+            raise  # the same may be made at a higher one
         except ModelportError as error:
-            if not isinstance(error, ParityError | UnavailableError):  # what may come yet
+            if isinstance(error, LASTING):
                 _failed(place).write_text(error.found, encoding="utf-8")
             raise
         except Exception as error:
             reason = exporting.first_line(error)
-            _failed(place).write_text(reason, encoding="utf-8")
+            if not isinstance(error, MemoryError | OSError):
+                _failed(place).write_text(reason, encoding="utf-8")
             raise ExportError(reason) from error
 
     def _derived(self, parent: Artifact, place: Path, step: Derivation) -> Artifact:
@@ -301,7 +325,7 @@ def search(
         if model.checkpoint.own_code:  # nothing tells whether it is what an earlier search tried
             _empty(workshop)
         workshop.mkdir(parents=True, exist_ok=True)
-        work = Search(exporter, request, model, workshop, seconds, validator, notify)
+        work = Search(exporter, request, model, options, workshop, seconds, validator, notify)
         trials, made = work.run(candidates)
         best, why = choose(trials, objective)
         while reason := work.proven(made[best.name]):
@@ -338,16 +362,20 @@ def choose(trials: Sequence[Trial], objective: str) -> tuple[Trial, str]:
 
     Raises:
         UsageError: an unknown objective.
-        ExportError: none was measured.
+        ParityError: none was measured; all that was tried to its end failed its gates.
+        ExportError: none was measured, for want of time or of an artifact.
     """
     if objective not in OBJECTIVES:
         raise UsageError(f"the objective {objective!r} is unknown", allowed=", ".join(OBJECTIVES))
     front = [trial for trial in trials if trial.front]
     if not front:
-        raise ExportError(
-            "no combination passed its gates and was measured ("
-            + "; ".join(f"{t.name}: {t.reason}" for t in trials) + ")",
-            hint="a longer --search-seconds, or --optimize none")
+        found = ("no combination passed its gates and was measured ("
+                 + "; ".join(f"{t.name}: {t.reason}" for t in trials) + ")")
+        outcomes = {trial.outcome for trial in trials}
+        if "rejected" in outcomes and "left out" not in outcomes:
+            raise ParityError(
+                found, hint="a wider --budget, another --dtype, or --optimize none")
+        raise ExportError(found, hint="a longer --search-seconds, or --optimize none")
     index = OBJECTIVES.index(objective)
     ordered = sorted(front, key=lambda t: (t.costs()[index], t.costs()))
     best, rest = ordered[0], ordered[1:]

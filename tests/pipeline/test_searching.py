@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 from modelport import artifacts, checkpoints, exporters, pipeline, validate
 from modelport.artifacts.manifest import Manifest, ParitySummary
-from modelport.errors import ExportError, UsageError
+from modelport.errors import (
+    BackendUnavailable,
+    ClaimError,
+    ExportError,
+    ModelportError,
+    OpsetTooLow,
+    ParityError,
+    SpecError,
+    StorageError,
+    UsageError,
+)
 from modelport.exporters.onnx import OnnxOptions
 from modelport.pipeline import deriving, figures, searching
 from modelport.pipeline.searching import Trial
@@ -58,8 +68,15 @@ def test_how_far_the_next_is_behind() -> None:
 def test_nothing_to_choose_from() -> None:
     with pytest.raises(UsageError, match="objective 'beauty'"):
         searching.choose(TRIALS, "beauty")
-    with pytest.raises(ExportError, match="broken: parity: fail"):
-        searching.choose(TRIALS[-1:], "latency")
+    failed, late = Trial("absent", {}, "failed", "x"), Trial("late", {}, "left out", "time")
+    for trials in (TRIALS[-1:], [TRIALS[-1], failed]):
+        with pytest.raises(ParityError, match="broken: parity: fail") as caught:
+            searching.choose(trials, "latency")
+        assert "--budget" in caught.value.hint
+    for trials in ([failed], [TRIALS[-1], late]):
+        with pytest.raises(ExportError, match="no combination") as longer:
+            searching.choose(trials, "latency")
+        assert "--search-seconds" in longer.value.hint
 
 
 def test_a_search_covers_graphs_and_precisions_unless_one_is_asked_for() -> None:
@@ -137,6 +154,62 @@ def test_less_precise_is_tried_within_a_limit_and_placed_only_if_proven_in_full(
     assert list((tmp_path / "out.search").glob("*.tried")) == []
 
 
+@pytest.mark.parametrize("opset", ["auto", 17])
+def test_an_opset_that_is_left_open_is_raised_for_the_trials_that_need_it(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opset: Any
+) -> None:
+    """As a convolution in bfloat16 does, which wants 22."""
+    exporter = exporters.get("onnx")
+    candidates = OnnxOptions(), OnnxOptions(dtype="bf16")
+    monkeypatch.setattr(type(exporter), "candidates", lambda self, options:
+                        candidates if options.optimize == "auto" else ())
+
+    def verdict(_: Validator, root: Path, max_seconds: float | None = None) -> Manifest:
+        manifest = artifacts.read(root).manifest
+        parity = ParitySummary("pass", manifest.identity, {"translation": "pass"}, None, 9)
+        return artifacts.write_manifest(
+            root, dataclasses.replace(manifest, parity=parity)).manifest
+
+    monkeypatch.setattr(Validator, "validate", verdict)
+    monkeypatch.setattr(figures, "measure", lambda _, made, *rest: {
+        name: figures.Figures("onnxruntime", 1 / len(name), 1, 1) for name in made})
+    made = pipeline.export("onnx", pipeline.ModelRequest(str(tiny("resnet"))), tmp_path / "out",
+                           OnnxOptions(optimize="auto", opset=opset))
+    table = made.manifest.facts["search"]
+    trials = {t["name"]: (t["outcome"], t["options"].get("opset")) for t in table["trials"]}
+    assert trials["plain"] == ("measured", None)
+    assert trials["bf16"] == (("measured", 22) if opset == "auto" else ("failed", None))
+    for place in (tmp_path / "out.search").glob("*/manifest.json"):
+        manifest = artifacts.read(place.parent).manifest
+        assert [a.options["opset"] for a in manifest.lineage] in ([], [22])
+    assert not list((tmp_path / "out.search").glob("*.failed"))
+
+
+@pytest.mark.parametrize(("error", "remembered"), [
+    (ExportError("x"), True), (UsageError("x"), True), (ClaimError("x"), True),
+    (SpecError("x"), True), (ValueError("x"), True), (OpsetTooLow("x", needed=22), False),
+    (ModelportError("the validating process ended with status -9"), False),
+    (BackendUnavailable("x"), False), (StorageError("x"), False), (ParityError("x"), False),
+    (MemoryError("x"), False), (OSError("x"), False),
+], ids=lambda value: type(value).__name__)
+def test_what_may_pass_is_tried_again(
+    error: Exception, remembered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work: Any = searching.Search.__new__(searching.Search)
+    work._exporter, work._workshop, work._source = exporters.get("onnx"), tmp_path, []
+    options = OnnxOptions(dtype="fp16")
+    parent = work._place(work._exporter.base(options))
+    monkeypatch.setattr(searching, "_found", lambda place: place == parent or None)
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(searching.Search, "_derived", fails)
+    with pytest.raises(ModelportError, match=r"x|status -9"):
+        work._artifact(options, work._exporter.derivations(options))
+    assert [p.suffix for p in tmp_path.glob("[0-9a-f]*.*")] == [".failed"] * remembered
+
+
 @pytest.mark.parametrize(("shown", "left", "untold"), [
     ("part=decoder batch=1", "part=decoder batch=3", False),
     ("part=decoder batch=1", "part=steps batch=3", True),
@@ -171,7 +244,7 @@ def test_what_is_found_again_is_of_the_same_model_task_and_files(
         loaded = dataclasses.replace(
             loaded, checkpoint=dataclasses.replace(loaded.checkpoint, origin=origin))
         search = searching.Search(exporter, pipeline.ModelRequest(str(model)), loaded,
-                                  tmp_path / "work", 1, Validator(), print)
+                                  options, tmp_path / "work", 1, Validator(), print)
         return search._place(options).name
 
     first = place()
