@@ -27,6 +27,9 @@ BATCH, SEQUENCE = "batch", "sequence"
 TYPICAL, LONGEST = 128, 512
 """Sequence lengths that ``auto`` aims at, where the model takes them."""
 
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+"""Largest batches of the buckets that ``auto`` makes, as far as the model takes them."""
+
 AUTO = "auto"
 
 
@@ -111,6 +114,27 @@ def buckets(text: str) -> tuple[Dim, ...]:
     return tuple(found)
 
 
+def batch_ranges(text: str, model: Dim) -> tuple[Dim, ...]:
+    """The ranges of batch buckets; ``auto`` is :data:`BATCHES` as far as the model takes them.
+
+    Raises:
+        UsageError: see :func:`buckets`, or a batch larger or smaller than the model takes.
+    """
+    if text == AUTO:
+        largest = min(model.max, max(BATCHES[-1], model.min))
+        tops = (*(size for size in BATCHES if model.min <= size < largest), largest)
+        starts = (model.min, *(top + 1 for top in tops[:-1]))
+        return tuple(Dim(start, top, top) for start, top in zip(starts, tops, strict=True))
+    asked = buckets(text)
+    if asked[0].min < model.min or asked[-1].max > model.max:
+        raise UsageError(
+            f"--batch-profiles asks for batches of {asked[0].min} to {asked[-1].max}",
+            allowed=f"{model.min} to {model.max} for this model",
+            hint=f"--batch-profiles {AUTO}",
+        )
+    return asked
+
+
 def sequence_range(text: str, model: Dim) -> Dim:
     """The range of sequence lengths; ``auto`` is 1:128:512 as far as the model takes it.
 
@@ -137,14 +161,15 @@ def plan(spec: ModelSpec, batches: str, lengths: str) -> tuple[Profile, ...]:
     dimension gets one profile.
 
     Raises:
-        UsageError: see :func:`buckets` and :func:`sequence_range`.
+        UsageError: see :func:`batch_ranges` and :func:`sequence_range`.
     """
     common = dict(spec.dims)
     if SEQUENCE in common:
         common[SEQUENCE] = sequence_range(lengths, common[SEQUENCE])
     if BATCH not in common:
         return (Profile(common),)
-    return tuple(Profile({**common, BATCH: bucket}) for bucket in buckets(batches))
+    return tuple(Profile({**common, BATCH: bucket})
+                 for bucket in batch_ranges(batches, common[BATCH]))
 
 
 def arrange(profiles: Sequence[Profile], layout: Layout) -> tuple[Engine, ...]:

@@ -44,8 +44,9 @@ class TensorRTOptions:
     """What can be asked of TensorRT engines."""
 
     batch_profiles: str = field(
-        default="1,2,4,8,16,32,64",
-        metadata={"help": "largest batch of each bucket, or min:opt:max; 8:8:8 is a fixed batch"},
+        default="auto",
+        metadata={"help": "largest batch of each bucket, or min:opt:max; 8:8:8 is a fixed batch; "
+                          "auto: 1,2,4,8,16,32,64 as far as the model takes it"},
     )
     seq_lens: str = field(
         default="auto",
@@ -101,7 +102,8 @@ class TensorRTExporter(Exporter[TensorRTOptions]):
     options_type = TensorRTOptions
 
     def check(self, options: TensorRTOptions) -> None:
-        profiles.buckets(options.batch_profiles)
+        if options.batch_profiles != profiles.AUTO:
+            profiles.buckets(options.batch_profiles)
         if options.seq_lens != profiles.AUTO:
             profiles.parse_range(options.seq_lens, "--seq-lens")
         if options.opt_level not in LEVELS:

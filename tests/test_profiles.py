@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -57,6 +58,29 @@ def test_sequence_ranges(text: str, model: Dim, wanted: Dim) -> None:
     assert profiles.sequence_range(text, model) == wanted
 
 
+@pytest.mark.parametrize(("model", "tops"), [
+    (Dim(1, 8, 64), [1, 2, 4, 8, 16, 32, 64]), (Dim(1, 8, 500), [1, 2, 4, 8, 16, 32, 64]),
+    (Dim(1, 1, 16), [1, 2, 4, 8, 16]), (Dim(1, 2, 6), [1, 2, 4, 6]), (Dim(1, 1, 1), [1]),
+    (Dim(3, 3, 9), [4, 8, 9]), (Dim(100, 100, 200), [100]),
+])
+def test_batches_that_nobody_asked_for_end_where_the_model_does(
+    model: Dim, tops: list[int]
+) -> None:
+    found = profiles.batch_ranges("auto", model)
+    assert [bucket.max for bucket in found] == tops
+    assert found[0].min == model.min
+    assert [bucket.min for bucket in found[1:]] == [top + 1 for top in tops[:-1]]
+
+
+@pytest.mark.parametrize(("text", "model"), [
+    ("1,2,128", Dim(1, 8, 64)), ("1,2,4,8,16,32,64", Dim(1, 1, 16)), ("1,2", Dim(2, 2, 4)),
+])
+def test_batches_the_model_does_not_take_are_refused(text: str, model: Dim) -> None:
+    with pytest.raises(UsageError, match="--batch-profiles asks for batches of 1 to") as caught:
+        profiles.plan(ModelSpec((), (), {"batch": model}), text, "auto")
+    assert caught.value.allowed == f"{model.min} to {model.max} for this model"
+
+
 @pytest.mark.parametrize("text", ["1:128:513", "0:1:2", "8:4:2", "1:2", "x", "", "513"])
 def test_sequences_the_model_does_not_take_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"(?s)--seq-lens.*allowed"):
@@ -93,7 +117,8 @@ def test_every_batch_and_length_lands_in_exactly_one_valid_profile(
 def test_routing_agrees_with_the_ranges(
     tops: list[int], batch: int, lengths: list[int], length: int, layout: profiles.Layout
 ) -> None:
-    planned = profiles.plan(SPEC, ",".join(map(str, tops)), ":".join(map(str, lengths)))
+    spec = replace(SPEC, dims={**SPEC.dims, "batch": Dim(1, 8, 200)})
+    planned = profiles.plan(spec, ",".join(map(str, tops)), ":".join(map(str, lengths)))
     engines = profiles.arrange(planned, layout)
     assert [p for e in engines for p in e.profiles] == list(planned)
     assert len({e.file for e in engines}) == len(engines)

@@ -23,7 +23,9 @@ from modelport.errors import (
 )
 from modelport.exporters import _tensorrt_build as building
 from modelport.exporters import _tensorrt_precision as precision
+from modelport.exporters import tensorrt
 from modelport.exporters.tensorrt import EXPORTER, LAYERS, LOG, TIMING, TIMINGS, TensorRTOptions
+from modelport.spec import Dim, ModelSpec
 from tensorrt_world import World
 
 SMALL: dict[str, Any] = {"batch_profiles": "1,2,4", "seq_lens": "1:8:40"}
@@ -124,6 +126,14 @@ def test_a_fixed_shape_is_one_profile_with_equal_bounds(
     options = TensorRTOptions(batch_profiles="8:8:8", seq_lens="16")
     written = EXPORTER.read_back(model, out, options)
     assert (written.spec.dims["batch"].min, written.spec.dims["batch"].max) == (8, 8)
+
+
+def test_batches_end_where_the_model_does(model: checkpoints.LoadedModel) -> None:
+    few = ModelSpec(model.spec.inputs, (), {**model.spec.dims, "batch": Dim(1, 1, 6)})
+    [engine] = tensorrt.planned(few, TensorRTOptions())
+    assert [p.dims["batch"].max for p in engine.profiles] == [1, 2, 4, 6]
+    with pytest.raises(UsageError, match="batches of 1 to 64"):
+        tensorrt.planned(few, TensorRTOptions(batch_profiles="1,64"))
 
 
 def test_every_option_reaches_the_builder(world: World, export: Callable[..., Path]) -> None:
