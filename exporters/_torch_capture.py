@@ -8,7 +8,7 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ClaimError, ExportError
+from ..errors import ClaimError, ExportError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -49,6 +49,22 @@ def named(module: torch.nn.Module, spec: ModelSpec) -> torch.nn.Module:
     parameters = [inspect.Parameter(name, kind) for name in ("self", *spec.input_names)]
     Named.forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return Named()
+
+
+def attention(model: LoadedModel, asked: str) -> str | None:
+    """Which attention a module computes: ``eager`` where a model lacks what was asked for, None
+    where the module does not say.
+
+    Raises:
+        UsageError: another one than the default was asked of a module of the user's own.
+    """
+    if asked != "sdpa" and model.checkpoint.make is not None:
+        raise UsageError(f"--attention {asked} would not change a module of one's own",
+                         allowed="the attention that the module has",
+                         hint="leave --attention out")
+    config = getattr(getattr(model.module, "model", None), "config", None)
+    found: str | None = getattr(config, "_attn_implementation", None)
+    return found
 
 
 def sample_tensors(

@@ -135,6 +135,8 @@ class AOTInductorExporter(Exporter[AOTInductorOptions]):
         }
         if options.dtype == "fp32":
             del facts["precision"]
+        if facts["attention"] is None:
+            del facts["attention"]
         target = {
             "device": metadata["AOTI_DEVICE_KEY"],
             "torch": record["torch"],
@@ -168,6 +170,7 @@ def _compiled(model: LoadedModel, options: AOTInductorOptions, *, ranges: bool) 
 
     from . import _torch_capture as capture
 
+    record = _record(model, options, ranges)
     module = capture.named(model.module, model.spec)
     tensors = capture.sample_tensors(model, options.device)
     program = capture.program(module, tensors, model.spec, ranges=ranges)
@@ -176,7 +179,7 @@ def _compiled(model: LoadedModel, options: AOTInductorOptions, *, ranges: bool) 
         tensors,
         options={
             "aot_inductor.package": True,
-            "aot_inductor.metadata": {RECORD: json.dumps(_record(model, options, ranges))},
+            "aot_inductor.metadata": {RECORD: json.dumps(record)},
             # Weights behind the code, mapped when it is loaded: one copy less, here and there.
             "aot_inductor.force_mmap_weights": True,
             # Weights lie as the kernels want them: 0.83 to 0.87 of the time for ResNet-50, 0.91 for
@@ -194,6 +197,7 @@ def _record(model: LoadedModel, options: AOTInductorOptions, ranges: bool) -> di
     import transformers
 
     from .. import __version__
+    from . import _torch_capture as capture
 
     return {
         "source": model.source.digest,
@@ -201,7 +205,7 @@ def _record(model: LoadedModel, options: AOTInductorOptions, ranges: bool) -> di
         "route": "export" if ranges else "export-open",
         "weight_bytes": _weight_bytes(model.module),
         "device": options.device,
-        "attention": options.attention,
+        "attention": capture.attention(model, options.attention),
         "dtype": options.dtype,
         # The compiler uses whatever this processor has (-march=native); not every torch can tell.
         "processor": dict(getattr(torch.cpu, "get_capabilities", dict)()),

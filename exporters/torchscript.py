@@ -100,10 +100,11 @@ class TorchScriptExporter(Exporter[TorchScriptOptions]):
         from ._torch_weights import real_weights
 
         make = {"trace": _traced, "script": _scripted, "export": _exported}[strategy]
+        attention = capture.attention(model, options.attention)
         with real_weights(model, options.device), capture.quiet(), torch.no_grad():
             made, frozen_choices = make(model, options.device)
             frozen = torch.jit.freeze(made.eval())
-            record = _record(model, options, strategy, frozen_choices)
+            record = _record(model, options, strategy, frozen_choices, attention)
             torch.jit.save(frozen, str(out / ARCHIVE), _extra_files={RECORD: json.dumps(record)})
 
     def read_back(
@@ -134,6 +135,8 @@ class TorchScriptExporter(Exporter[TorchScriptOptions]):
             "nodes": len(list(module.inlined_graph.nodes())),
             "weight_bytes": _weight_bytes(module),
         }
+        if facts["attention"] is None:
+            del facts["attention"]
         target = {"device": record["device"], "torch": record["torch"]}
         return Written(model.spec, facts, target)
 
@@ -173,7 +176,8 @@ def _exported(model: LoadedModel, device: str) -> tuple[torch.jit.ScriptModule, 
 
 
 def _record(
-    model: LoadedModel, options: TorchScriptOptions, route: str, frozen_choices: int
+    model: LoadedModel, options: TorchScriptOptions, route: str, frozen_choices: int,
+    attention: str | None,
 ) -> dict[str, Any]:
     """What the archive says of itself."""
     import torch
@@ -187,7 +191,7 @@ def _record(
         "mode": options.mode,
         "route": route,
         "device": options.device,
-        "attention": options.attention,
+        "attention": attention,
         "frozen_choices": frozen_choices,
         "modelport": __version__,
         "torch": torch.__version__,

@@ -57,6 +57,7 @@ def test_a_package_is_what_was_asked_for_and_leaves_nothing_behind(
     assert set(artifact.manifest.files) == {"model.pt2"}
     assert not [p for p in work.rglob("*") if p.is_file() and "precompiled" not in str(p)]
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(work / "unused")
+    assert "attention" not in artifact.manifest.facts  # nothing says that there is any
     target = artifact.manifest.target
     assert (target["device"], target["torch"]) == ("cpu", torch.__version__)
     assert target["machine"]

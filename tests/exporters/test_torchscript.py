@@ -110,6 +110,18 @@ def test_fused_attention_is_fused(tiny: Callable[..., Path], tmp_path: Path) -> 
     assert "scaled_dot_product_attention" in opened(artifact).code
 
 
+@pytest.mark.parametrize(("kind", "asked", "found"), [
+    ("bert", "sdpa", "sdpa"), ("bert", "eager", "eager"),
+    ("deberta-v2", "sdpa", "eager"),  # which has no other
+])
+def test_the_attention_told_is_the_one_in_the_archive(
+    kind: str, asked: str, found: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    artifact, _ = exported(tiny(kind), tmp_path / "out", attention=asked)
+    assert artifact.manifest.facts["attention"] == found
+    assert ("scaled_dot_product_attention" in opened(artifact).code) == (found == "sdpa")
+
+
 @pytest.mark.parametrize("mode", ["trace", "script"])
 def test_the_pipeline_proves_it_and_tells_the_route(
     mode: str, tiny: Callable[..., Path], tmp_path: Path

@@ -197,6 +197,15 @@ def test_a_script_keeps_branches_by_data(module: torch.nn.Module, tmp_path: Path
     assert facts["branches"] == len(examples)
 
 
+def test_its_attention_is_its_own(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="would not change a module of one's own"):
+        modelport.export(linear(), (torch.rand(2, 4),), tmp_path / "out",
+                         TorchScriptOptions(attention="eager"), format="torchscript")
+    artifact = modelport.export(linear(), (torch.rand(2, 4),), tmp_path / "out",
+                                format="torchscript", validate=False)
+    assert "attention" not in artifact.manifest.facts
+
+
 def test_what_is_right_for_the_example_alone_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ParityError):
         modelport.export(Frozen(), (torch.rand(2, 5, 4),), tmp_path / "out",
