@@ -93,6 +93,10 @@ class OnnxRuntime(Runtime):
             raise BackendUnavailable(reason)
         if chosen["level"] not in LEVELS:
             raise UsageError(f"level {chosen['level']!r} is unknown", allowed=", ".join(LEVELS))
+        for name in ("tf32", "cuda_graph"):
+            if chosen[name] and device != "cuda":
+                raise UsageError(f"the option {name} does nothing on {device}",
+                                 allowed="on cuda", hint=f"leave {name} out, or --device cuda")
         return chosen
 
 
@@ -122,7 +126,7 @@ class OnnxSession(Session):
         check_external_data(path)  # a weight outside the artifact is refused before any loader runs
 
         super().__init__(spec)
-        self._graphs = bool(options["cuda_graph"]) and device == "cuda"
+        self._graphs = bool(options["cuda_graph"])
         self._graph = 0
         if device == "cuda":
             _load_cuda()

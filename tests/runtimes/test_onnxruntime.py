@@ -143,6 +143,14 @@ def test_wrong_options_list_the_right_ones(artifact: Artifact, options: dict[str
         RUNTIME.open(artifact, options=options)
 
 
+@pytest.mark.parametrize("name", ["tf32", "cuda_graph"])
+def test_what_only_a_gpu_can_do_is_refused_on_a_cpu(artifact: Artifact, name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} does nothing on cpu") as caught:
+        RUNTIME.open(artifact, options={name: True})
+    assert "--device cuda" in caught.value.hint
+    RUNTIME.open(artifact, options={name: False}).close()
+
+
 def test_an_unknown_device_is_refused(artifact: Artifact) -> None:
     with pytest.raises(BackendUnavailable, match="no device 'abacus'"):
         RUNTIME.open(artifact, "abacus")
