@@ -238,7 +238,8 @@ def test_a_manifest_allows_nothing(
     (tmp_path / "mine.py").write_text(f"open({str(ran)!r}, 'w').close()\n{FACTORY}")
     assert execute(["validate", str(out)]) == 4
     assert f"modelport validate {out} --trust-remote-code" in capsys.readouterr().err
-    assert benchmarking._source(artifacts.read(out)) is None
+    counted = benchmarking._counter(artifacts.read(out).manifest.source, None)(1, 5)
+    assert str(counted).startswith("RemoteCodeRefused")
     assert not ran.exists()
     assert execute(["validate", str(out), "--trust-remote-code"]) == 0
     assert ran.exists()
