@@ -102,7 +102,8 @@ def tokenize(
         texts: at least one.
         names: the model's inputs; what else the tokenizer makes is left out.
         max_length: tokens to cut a text at.
-        loaded: the directory's :func:`tokenizer`; None loads it.
+        loaded: the directory's :func:`tokenizer`; None loads it. One without a token to pad with
+            is given one.
 
     Returns:
         int64 arrays of shape [texts, tokens] by input name.
@@ -114,6 +115,11 @@ def tokenize(
 
     extra = {"truncation": True, "max_length": max_length} if max_length else {}
     loaded = tokenizer(root) if loaded is None else loaded
+    if len(texts) > 1 and loaded.pad_token is None:
+        # Decoders come without one. A mask hides what fills a row, whatever it is; where there is
+        # no mask, an end is what such a model reads between two texts.
+        loaded.pad_token = (loaded.eos_token or loaded.unk_token
+                            or loaded.convert_ids_to_tokens(0))
     made = loaded(list(texts), padding=len(texts) > 1, return_tensors="np", **extra)
     wanted = tuple(names) if names is not None else tuple(made)
     feeds = {}

@@ -43,6 +43,9 @@ of the rows is undecided."""
 MEASURED = {"batch": 8, "sequence": 128}
 """Sizes that effects are measured at while layers are chosen, where there is no text."""
 
+MADE = {"tokens", "mask", "segments"}
+"""Roles of what a tokenizer makes."""
+
 LONGEST = 512
 """Sizes of the largest sample drawn for measuring ranges."""
 
@@ -249,7 +252,9 @@ def texts_of(
 
 
 def _reads_text(spec: ModelSpec, root: Path) -> bool:
-    return ("input_ids" in spec.input_names and set(spec.dims) <= {"batch", "sequence"}
+    """Whether a tokenizer makes everything that goes in: neither pixels nor boxes of words."""
+    roles = {tensor.role for tensor in spec.inputs}
+    return ("input_ids" in spec.input_names and roles <= MADE and set(spec.dims) <= {"batch", "sequence"}
             and checkpoints.has_tokenizer(root))
 
 
@@ -368,7 +373,7 @@ def _tokenized(
     import numpy as np
 
     spec, root = model.spec, model.checkpoint.root
-    text = [t.name for t in spec.inputs if t.role in ("tokens", "mask", "segments")]
+    text = [t.name for t in spec.inputs if t.role in MADE]
     longest = spec.dims["sequence"].max if "sequence" in spec.dims else None
     made = checkpoints.tokenize(root, lines, text, longest, loaded)
     batch, length = made[text[0]].shape

@@ -100,3 +100,17 @@ def test_a_class_that_transformers_has_needs_no_code(demo, tmp_path):
         json.dumps({**known, "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}))
     assert has_tokenizer(tmp_path)
     assert tokenize(tmp_path, ["A text."])["input_ids"].shape[0] == 1
+
+
+@pytest.mark.parametrize(("special", "filled"), [
+    ({"eos_token": "<end>", "unk_token": "b"}, 2), ({"unk_token": "b"}, 1), ({}, 0)])
+def test_uneven_texts_without_a_token_to_pad_with(tmp_path, special, filled):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<end>": 2}, unk_token="b"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(tmp_path)
+    feeds = tokenize(tmp_path, ["a b", "a"], ("input_ids", "attention_mask"))
+    assert feeds["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert feeds["input_ids"].tolist() == [[0, 1], [0, filled]]

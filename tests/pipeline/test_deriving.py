@@ -7,7 +7,7 @@ import shutil
 import string
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from modelport.errors import ClaimError, OpsetTooLow, UsageError
 from modelport.exporters import Derivation
 from modelport.exporters.onnx import OnnxOptions
 from modelport.pipeline import deriving
+from modelport.spec import Dim, ModelSpec, TensorSpec
 
 LIMITS = pipeline.Limits(sizes={"batch": (1, 3), "sequence": (1, 17)}, cache=False)
 
@@ -53,6 +54,18 @@ def test_reduced_precision_passes_its_gates(
     assert report.gates["precision"] == report.gates["translation"] == "pass", report.notes
     assert report.gates["hygiene"] == "pass"
     assert "effect" in report.gates
+
+
+@pytest.mark.parametrize("role", ["pixels", "boxes", None])
+def test_texts_go_where_a_tokenizer_makes_all_that_goes_in(
+    role: Literal["pixels", "boxes"] | None, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    ids = TensorSpec("input_ids", "int64", ("batch", "sequence"), "tokens", 9)
+    other = TensorSpec("other", "float32", ("batch", 3, 8, 8), role)
+    dims = {"batch": Dim(1, 2, 8), "sequence": Dim(1, 2, 8)}
+    spec = ModelSpec((ids, other) if role else (other,), (), dims)
+    assert deriving.texts_of(spec, tmp_path, ["a text"]) == ()
 
 
 def test_without_a_proven_parent_nothing_passes(
