@@ -113,8 +113,13 @@ class ModelSpec:
 
     @property
     def free(self) -> dict[str, Dim]:
-        """The ranges of the plain dimensions, whose sizes can be chosen."""
-        return {name: dim for name, dim in self.dims.items() if len(terms(name)) == 1}
+        """The ranges of the plain dimensions of inputs, whose sizes can be chosen.
+
+        What only outputs have (the frames of a waveform) follows from these.
+        """
+        used = {term for tensor in self.inputs for dim in tensor.shape if isinstance(dim, str)
+                for term in terms(dim)}
+        return {name: dim for name, dim in self.dims.items() if name in used}
 
     def shape(self, tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The tensor's concrete shape once every plain dimension has a size."""

@@ -36,8 +36,7 @@ def example(spec: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    inputs = {d for t in spec.inputs for d in t.shape}
-    size = sizes({k: v for k, v in spec.free.items() if k in inputs})
+    size = sizes(spec.free)
     shapes = {t.name: spec.shape(t, size) for t in spec.inputs}
     masks = {t.shape: _mask(shapes[t.name]) for t in spec.inputs if t.role == "mask"}
     return {t.name: _draw(t, shapes[t.name], masks, rng).astype(_numpy(t.dtype))

@@ -361,7 +361,7 @@ def largest(spec: ModelSpec) -> dict[str, int]:
              for name, dim in spec.free.items()}
     for name, dim in spec.dims.items():
         parts = terms(name)
-        if sum(sizes[part] for part in parts) > dim.max:
+        if sizes.keys() >= {*parts} and sum(sizes[part] for part in parts) > dim.max:
             sizes |= {part: max(spec.dims[part].min, dim.max // len(parts)) for part in parts}
     return sizes
 

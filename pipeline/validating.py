@@ -321,7 +321,7 @@ def _every_profile(spec: ModelSpec, facts: Mapping[str, Any]) -> dict[str, tuple
         return {}
     edges = profiles.edges(profiles.from_record(facts["engines"], spec))
     return {name: tuple(sorted({*edges.get(name, ()), *matrix.sizes_of(name, dim)}))
-            for name, dim in spec.dims.items()}
+            for name, dim in spec.free.items()}
 
 
 def _left_out_on_request(

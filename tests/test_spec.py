@@ -88,6 +88,13 @@ def test_a_sum_is_as_long_as_its_terms_and_has_no_size_of_its_own() -> None:
     assert set(CACHED.free) == {"batch", "sequence", "past"}
 
 
+def test_a_size_that_only_outputs_have_is_not_free() -> None:
+    heard = ModelSpec((TensorSpec("values", "float32", ("batch", "samples"), "waveform"),),
+                      (TensorSpec("x", "float32", ("batch", "frames", 4)),),
+                      {"batch": Dim(1, 2, 4), "samples": Dim(8, 80, 800), "frames": Dim(2, 9, 90)})
+    assert set(heard.free) == {"batch", "samples"}
+
+
 @pytest.mark.parametrize(
     ("sizes", "found", "allowed"),
     [((3, 5, 7), r"past\+sequence is 7", "8"), ((6, 5, 11), r"past\+sequence is 11", "1 to 10")],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
-from math import prod
+from math import ceil, prod
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
@@ -14,7 +14,7 @@ from .inputs import Case, Padding, tail_range
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 
-    from ..spec import Dim, ModelSpec
+    from ..spec import Dim, ModelSpec, TensorSpec
 
 PREFERRED: Mapping[str, tuple[int, ...]] = {"batch": (1, 3, 7, 64), "sequence": (1, 2, 17, 128)}
 """Sizes wanted besides each dimension's own minimum and maximum."""
@@ -34,6 +34,11 @@ MAX_MEMORY = 3 << 29
 
 POSITION_BYTES = 64 << 10
 """Activations assumed per position: about ten float64 tensors of 768 channels."""
+
+SAMPLE_BYTES = 4 << 10
+"""The same per sample of a waveform, which no layer sees one by one: five float64 tensors of what
+wav2vec 2.0's first convolution makes, 512 channels every 5 samples (``conv_dim``, ``conv_stride``);
+what follows is 64 times shorter."""
 
 ELEMENT_BYTES = 36
 """Per output element, in all processes: the float64 truth (8), float32 reference and candidate
@@ -137,12 +142,18 @@ def plan(
 
 
 def sizes_of(name: str, dim: Dim, traced: Collection[int] = ()) -> tuple[int, ...]:
-    """Ascending sizes for one dimension: its ends, the preferred ones, two odd untraced ones."""
-    chosen = {dim.min, dim.max}
-    chosen.update(v for v in PREFERRED.get(name, ()) if dim.min <= v <= dim.max)
-    inside = [v for v in (*ODD, *_odd(dim)) if dim.min < v < dim.max and v not in traced]
-    for value in dict.fromkeys(inside):
-        if sum(v % 2 == 1 and v in inside for v in chosen) >= 2:
+    """Ascending sizes for one dimension: its ends, the preferred ones, two odd untraced ones.
+
+    Where none are preferred, its typical size and an odd one beside it: the least that a waveform
+    may have gives two frames, and so do all odd sizes near that.
+    """
+    def counts(value: int) -> bool:
+        return value % 2 == 1 and dim.min < value < dim.max and value not in traced
+
+    wanted = PREFERRED.get(name, (dim.opt, dim.opt - 1 - dim.opt % 2))
+    chosen = {dim.min, dim.max, *(v for v in wanted if dim.min <= v <= dim.max)}
+    for value in filter(counts, (*ODD, *_odd(dim))):
+        if sum(map(counts, chosen)) >= 2:
             break
         chosen.add(value)
     return tuple(sorted(chosen))
@@ -150,16 +161,25 @@ def sizes_of(name: str, dim: Dim, traced: Collection[int] = ()) -> tuple[int, ..
 
 def positions(spec: ModelSpec, case: Case) -> int:
     """Positions of the largest input (batch × sequence): the unit that time is counted in."""
-    sizes = dict(case.sizes)
-    return max((prod(size for size, d in zip(spec.shape(t, sizes), t.shape, strict=True)
-                     if isinstance(d, str)) for t in spec.inputs), default=1)
+    return max((_positions(spec, t, case) for t in spec.inputs), default=1)
+
+
+def _positions(spec: ModelSpec, tensor: TensorSpec, case: Case) -> int:
+    return prod(size for size, d in zip(spec.shape(tensor, dict(case.sizes)), tensor.shape,
+                                        strict=True) if isinstance(d, str))
 
 
 def output_elements(spec: ModelSpec, case: Case) -> int:
-    """Elements of all outputs together; a size only outputs name counts at its maximum."""
+    """Elements of all outputs together.
+
+    A size that only outputs name is taken to grow as the inputs' sizes do, the batch's excepted.
+    """
+    grown = max((size / spec.free[name].max for name, size in case.sizes
+                 if name in spec.free and name != "batch"), default=1.0)
     sizes = {d: 1 for t in spec.outputs for dim in t.shape if isinstance(dim, str)
              for d in terms(dim)}
-    sizes |= {name: dim.max for name, dim in spec.free.items()} | dict(case.sizes)
+    sizes |= {name: max(dim.min, ceil(dim.max * grown)) for name, dim in spec.dims.items()}
+    sizes |= dict(case.sizes)
     for tensor in (t for t in spec.inputs if t.role == "tail"):
         least, end = tail_range(tensor, sizes)
         sizes[tensor.name] = min(sizes["sequence"], end - 1) if least else sizes["sequence"]
@@ -169,8 +189,10 @@ def output_elements(spec: ModelSpec, case: Case) -> int:
 def memory(spec: ModelSpec, case: Case) -> int:
     """Estimated bytes of a case's arrays on all sides and of one model's activations."""
     fed = sum(prod(spec.shape(t, dict(case.sizes))) for t in spec.inputs)
-    return (positions(spec, case) * POSITION_BYTES
-            + (fed + output_elements(spec, case)) * ELEMENT_BYTES)
+    waves = {t.shape for t in spec.inputs if t.role == "waveform"}  # and their masks
+    active = max((_positions(spec, t, case) * (SAMPLE_BYTES if t.shape in waves else POSITION_BYTES)
+                  for t in spec.inputs), default=POSITION_BYTES)
+    return active + (fed + output_elements(spec, case)) * ELEMENT_BYTES
 
 
 def fitted(spec: ModelSpec, sizes: Mapping[str, int], wanted: Collection[str]) -> dict[str, int]:
@@ -240,8 +262,10 @@ def _shapes(
         yield fitted(spec, middle | dict(zip(main, values, strict=True)), main)
     for name in others:
         for turn, value in enumerate(chosen[name]):
-            # The largest size of the main dimensions is left to their own product.
-            small = {n: chosen[n][turn % max(1, len(chosen[n]) - 1)] for n in main}
+            # The largest size of the main dimensions is left to their own product, and the largest
+            # here goes with their smallest: what it needs is the most that memory may hold.
+            rest = len(chosen[name]) - 1 - turn
+            small = {n: chosen[n][rest % max(1, len(chosen[n]) - 1)] for n in main}
             middle = {n: chosen[n][min(1, len(chosen[n]) - 1)] for n in names}
             yield fitted(spec, middle | small | {name: value}, (name,))
 

@@ -390,3 +390,10 @@ def test_the_largest_sample_keeps_within_the_limit_of_a_sum(
     assert 0 < found["past"] + found["sequence"] <= part.spec.dims["past+sequence"].max
     for feeds in deriving.samples(part):
         part.spec.check(feeds)
+
+
+def test_the_largest_sample_has_no_size_that_only_outputs_have() -> None:
+    codes = TensorSpec("codes", "int64", ("batch", "frames"), "tokens", 9)
+    audio = TensorSpec("audio", "float32", ("batch", "positions"))
+    dims = {"batch": Dim(1, 1, 1), "frames": Dim(1, 8, 64), "positions": Dim(4, 32, 256)}
+    assert deriving.largest(ModelSpec((codes,), (audio,), dims)) == {"batch": 1, "frames": 64}

@@ -43,7 +43,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
                "layer_type": "basic", "num_channels": 3, "image_size": 32},
     "wav2vec2": {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 2,
                  "num_attention_heads": 4, "intermediate_size": 37, "conv_dim": [16, 16],
-                 "conv_stride": [5, 4], "conv_kernel": [10, 8], "num_feat_extract_layers": 2,
+                 "conv_stride": [5, 64], "conv_kernel": [10, 64], "num_feat_extract_layers": 2,
                  "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
                  "classifier_proj_size": 16},
     "gpt2": {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40,

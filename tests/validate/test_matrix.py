@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from modelport.errors import UsageError
 from modelport.spec import Dim, ModelSpec, TensorSpec
 from modelport.validate import Case, plan
-from modelport.validate.matrix import PADDINGS, admits, fitted, memory, positions, sizes_of
+from modelport.validate.matrix import (
+    PADDINGS,
+    admits,
+    fitted,
+    memory,
+    output_elements,
+    positions,
+    sizes_of,
+)
 
 TOKENS = ("batch", "sequence")
 
@@ -166,3 +174,29 @@ def test_a_cache_counts_as_memory():
     small, large = (Case((("batch", 8), ("past", past), ("sequence", 1))) for past in (1, 39))
     assert memory(CACHED, large) > memory(CACHED, small)
     assert positions(CACHED, large) == 8 * 40
+
+
+def heard(*outputs: int) -> ModelSpec:
+    """The contract of wav2vec 2.0: one frame every 320 samples, of at least 400."""
+    names = ("batch", "samples")
+    return ModelSpec(
+        (TensorSpec("input_values", "float32", names, "waveform"),
+         TensorSpec("attention_mask", "int64", names, "mask")),
+        tuple(TensorSpec(f"x{width}", "float32", ("batch", "frames", width)) for width in outputs),
+        {"batch": Dim(1, 8, 64), "samples": Dim(720, 16_000, 160_000), "frames": Dim(2, 49, 499)})
+
+
+def test_a_waveform_is_heard_at_its_usual_length_and_its_longest():
+    chosen = plan(heard(768, 512))
+    essential = [dict(c.sizes) for c in chosen.cases if c.essential]
+    assert {sizes["samples"] for sizes in essential} == {720, 721, 15_999, 16_000, 160_000}
+    assert {1, 3, 7, 64} <= {sizes["batch"] for sizes in essential}
+    assert {frozenset(sizes) for sizes in essential} == {frozenset({"batch", "samples"})}
+    left = {left.case.split(" ")[1] for left in chosen.left_out}
+    assert left <= {"samples=160000"}
+
+
+def test_a_size_that_only_outputs_have_grows_with_the_inputs():
+    short, long = (Case((("batch", 2), ("samples", samples))) for samples in (16_000, 160_000))
+    assert output_elements(heard(768), short) == 2 * 50 * 768
+    assert output_elements(heard(768), long) == 2 * 499 * 768
