@@ -202,23 +202,25 @@ class Free(_Generating):
         import torch
 
         greedy = self._call(feeds, do_sample=False, num_beams=1, max_new_tokens=self._steps)
-        found = {"greedy": self._new(greedy), "logits": _stacked(greedy.logits)}
+        found = {"greedy": _new(greedy), "logits": _stacked(greedy.logits)}
         if not self._exact:
             return found
         for seed in SEEDS:
             torch.manual_seed(seed)
-            sampled = self._call(feeds, do_sample=True, num_beams=1, max_new_tokens=self._steps)
-            found[f"sampled {seed}"] = self._new(sampled)
+            # Without a temperature, Whisper chooses greedily whatever else is asked for.
+            sampled = self._call(feeds, do_sample=True, temperature=1.0, num_beams=1,
+                                 max_new_tokens=self._steps)
+            found[f"sampled {seed}"] = _new(sampled)
         beams = self._call(feeds, do_sample=False, num_beams=BEAMS, max_new_tokens=self._steps,
                            output_scores=True)
         scores = beams.sequences_scores.numpy(force=True).astype(np.float64)
-        return {**found, "beams": self._new(beams), "scores": scores}
+        return {**found, "beams": _new(beams), "scores": scores}
 
-    def _new(self, found: Any) -> np.ndarray:
-        """Without the prompt, where it comes first."""
-        ids = next((t for t in self.spec.inputs if t.name == "input_ids"), None)
-        tokens: np.ndarray = found.sequences.numpy(force=True)
-        return tokens[:, -len(found.logits):] if ids is not None else tokens
+
+def _new(found: Any) -> np.ndarray:
+    """The tokens that logits were computed for: what a decoder starts with comes before them."""
+    tokens: np.ndarray = found.sequences.numpy(force=True)
+    return tokens[:, -len(found.logits):]
 
 
 class _Saying:

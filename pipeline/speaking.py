@@ -64,7 +64,15 @@ def judged(
     reports: Mapping[str, ParityReport], artifact: Artifact, checkpoint: Checkpoint, *,
     precision: Dtype | None, runtime: str | None, device: str, notify: Notify,
 ) -> ParityReport:
-    """The reports on the parts, joined, with what they say together."""
+    """The reports on the parts, joined, with what they say together.
+
+    Nothing is said where a part does not pass Gate 0: what fails its cases would fail these, too.
+    """
+    broken = [name for name, report in reports.items() if report.gates["hygiene"] != "pass"]
+    if broken:
+        joined = validate.joined(reports)
+        note = f"nothing was said, since Gate 0 does not pass: {', '.join(broken)}"
+        return replace(joined, notes=(*joined.notes, note))
     sides = _Sides(artifact, checkpoint, precision, runtime, device)
     cases, results, notes = [], [], []
     spoken: list[np.ndarray] = []
@@ -72,20 +80,33 @@ def judged(
     for case in CASES:
         notify(f"what is said: {case.label.removeprefix('part=generated ')}")
         started = time.perf_counter()
-        found, plain = sides.along(case)
-        results.append(_result(case, found, precision))
-        notes.append(f"{case.label}: {found.flips} of {found.decisions} decisions differ, "
-                     f"audio within {found.audio:.1e}")
-        if case.voice is None:
-            assert plain.audio is not None
-            spoken += list(plain.audio)
+        try:
+            found, plain = sides.along(case)
+        except Exception as error:  # noqa: BLE001 - recorded as this case's outcome
+            results.append(_failed(case.label, error))
+        else:
+            results.append(_result(case, found, precision))
+            notes.append(f"{case.label}: {found.flips} of {found.decisions} decisions differ, "
+                         f"audio within {found.audio:.1e}")
+            if case.voice is None:
+                assert plain.audio is not None
+                spoken += list(plain.audio)
         cases.append(validate.CaseRecord(
             case.label, case.label, "right", 0, "matrix", time.perf_counter() - started))
     if precision is None:
-        results.append(sides.sampled(CASES[1]))
-    results.append(validate.diversity("*", "audio", np.stack(spoken)))
+        try:
+            results.append(sides.sampled(CASES[1]))
+        except Exception as error:  # noqa: BLE001 - likewise
+            results.append(_failed(f"{CASES[1].label} sampled", error))
+    if spoken:
+        results.append(validate.diversity("*", "audio", np.stack(spoken)))
     return validate.joined(reports).with_results(
         "generation", tuple(cases), tuple(results), tuple(notes), time.perf_counter() - began)
+
+
+def _failed(label: str, error: Exception) -> validate.Result:
+    what = "; ".join(str(error).splitlines()) or type(error).__name__
+    return validate.Result(label, "*", "generation", "fail", f"speaking fails: {what}")
 
 
 def _result(

@@ -79,7 +79,7 @@ def of_file(
     """A bare model file, held to the contract of the checkpoint it claims to be.
 
     Raises:
-        UsageError: no runtime opens such a file.
+        UsageError: no runtime opens such a file, or the checkpoint becomes several.
         BackendUnavailable: none of those that could is available here.
     """
     able = [
@@ -98,7 +98,13 @@ def of_file(
         raise BackendUnavailable(
             "; ".join(f"{c.name}: {c.unavailable(device)}" for c in able), hint="modelport doctor"
         )
-    spec = checkpoints.load(checkpoint).spec
+    model = checkpoints.load(checkpoint)
+    if model.parts:
+        raise UsageError(
+            f"{checkpoint.task} is several graphs ({', '.join(model.parts)}), and {path} is one",
+            allowed="the directory of an artifact",
+            hint=f"modelport export onnx --model {checkpoint.origin.model}, which validates it")
+    spec = model.spec
     return Subject(spec, partial(_open_file, ready[0].name, path, spec, device))
 
 

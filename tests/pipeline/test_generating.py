@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modelport import artifacts, load_pipeline, pipeline, validate
+from modelport import artifacts, checkpoints, load_pipeline, pipeline, validate
 from modelport.cli import execute
 from modelport.errors import UsageError
 from modelport.exporters.onnx import OnnxOptions
-from modelport.pipeline import generating, validating
+from modelport.pipeline import deriving, generating, validating
+from modelport.pipeline.texts import TEXTS
 from modelport.session import Placement, Session
+from modelport.spec import Dim, ModelSpec, TensorSpec
 
 WORDS = "proof before deployment is what it says and nothing is claimed that was not measured"
 
@@ -37,6 +39,45 @@ def written(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory)
     request = pipeline.ModelRequest(str(place / "model"))
     pipeline.export("onnx", request, place / "out", validate=False)
     return place / "out"
+
+
+def test_texts_are_read_without_a_token_to_pad_with(written: Path, tmp_path: Path) -> None:
+    source = pipeline.ModelRequest(str(written.parent / "model"), task="feature-extraction")
+    out = pipeline.export("onnx", source, tmp_path / "out", validate=False).root
+    limits = pipeline.Limits(sizes={"batch": (1,), "sequence": (2,)}, cache=False)
+    report = pipeline.validate_artifact(out, limits=limits)
+    assert report.accepted, report.failures
+    texts = {case.shape.split()[0]: case.padding for case in report.cases if case.origin == "text"}
+    assert texts.keys() == {"batch=1", "batch=3", "batch=8"}
+    assert texts["batch=8"] == "right"
+    (part,) = checkpoints.load(checkpoints.resolve(str(written.parent / "model"))).parts.values()
+    assert deriving.samples(part)[-1]["input_ids"].shape[0] == len(TEXTS)
+
+
+def test_a_bare_file_is_no_model_of_several_graphs(
+    written: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(written.parent / "model")
+    assert execute(["validate", str(written / "decoder.onnx"), "--reference", model]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "text-generation is several graphs (decoder)" in said
+    assert f"modelport export onnx --model {model}" in said
+
+
+def test_tokens_of_speech_are_those_of_its_logits_and_draws_are_draws(
+    tiny: Callable[..., Path]
+) -> None:
+    root = tiny("whisper", "automatic-speech-recognition", init_std=0.8)
+    features = TensorSpec("input_features", "float32", ("batch", 8, 40), "features")
+    spec = ModelSpec((features,), (), {"batch": Dim(1, 2, 4)})
+    given = np.random.default_rng(0).standard_normal((3, 8, 40)).astype(np.float32)
+    with generating._source(checkpoints.resolve(str(root)), "float32", None, "cpu",
+                            generating.Free, spec, 6, True) as session:
+        found = session.run({"input_features": given})
+    assert found["greedy"].shape == found["logits"].shape[:2]
+    assert (found["greedy"][:, 0] == found["logits"][:, 0].argmax(-1)).all()
+    draws = [found[f"sampled {seed}"] for seed in generating.SEEDS]
+    assert not any(np.array_equal(found["greedy"], draw) for draw in draws)
 
 
 def test_run_says_what_the_model_says(
