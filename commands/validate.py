@@ -106,8 +106,8 @@ def validate(
         try:
             with output.progress() as notify:
                 found = pipeline.bisect(
-                    artifact, reference=against, report=report, out=reproduction, device=device,
-                    notify=notify,
+                    artifact, reference=against, report=report, limits=limits, out=reproduction,
+                    device=device, notify=notify,
                 )
             output.aside(found.view())
         except Exception as error:  # noqa: BLE001 - the report is out, and its verdict stands

@@ -17,6 +17,7 @@ from ..errors import UsageError
 from ..runtimes import _onnx_taps, _torch_taps
 from . import subjects
 from .references import references
+from .validating import Limits, planned
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ..checkpoints import Checkpoint
     from ..session import Session
     from ..spec import ModelSpec
-    from ..validate import Case, ParityReport, Point, Probe
+    from ..validate import Case, CaseRecord, ParityReport, Point, Probe
     from .references import Opener
     from .request import ModelRequest, Notify
 
@@ -86,6 +87,7 @@ def bisect(
     *,
     reference: ModelRequest | None = None,
     report: ParityReport | None = None,
+    limits: Limits | None = None,
     device: str = "cpu",
     out: Path | None = None,
     notify: Notify = lambda _: None,
@@ -100,6 +102,7 @@ def bisect(
         path: an ONNX artifact, or a bare ``.onnx`` file (then ``reference`` is needed).
         reference: None takes the source that the manifest names.
         report: what failed; None reads the artifact's own report, or tries cases.
+        limits: under which it failed: texts and a user's own inputs are found again by them.
         out: directory for the minimal reproduction, which must not exist; None writes none.
 
     Raises:
@@ -111,12 +114,14 @@ def bisect(
     sides = references(artifact, spec, checkpoint, device)
     if report is None and artifact is not None and artifact.manifest.parity_is_current:
         report = validate.from_json((artifact.root / artifacts.PARITY).read_bytes())
+    facts = artifact.manifest.facts if artifact else {}
+    plan = planned(spec, facts, checkpoint.root, limits or Limits())
     tap = _onnx_taps.GraphTap(file, device)
     found = Bisection("", None, "none", "no case was found that fails")
     if problem := _form_problem(tap, spec):
         return replace(problem, seconds=perf_counter() - started)
     with _held(sides.reference, sides.truth) as (original, truth):
-        for case in _cases(spec, report):
+        for case in _cases(spec, report, plan.cases):
             notify(f"bisecting: {case.label}")
             feeds = validate.draw(spec, case)
             search = _Search(tap, spec, original, truth, feeds, case.label)
@@ -179,34 +184,37 @@ def _form_problem(tap: _onnx_taps.GraphTap, spec: ModelSpec) -> Bisection | None
     return None
 
 
-def _cases(spec: ModelSpec, report: ParityReport | None) -> list[Case]:
+def _cases(
+    spec: ModelSpec, report: ParityReport | None, cases: Sequence[Case]
+) -> list[Case]:
     """Cases to try, unpadded and small ones first, of those that failed if that is known."""
-    planned = validate.plan(spec).cases
     if report is not None and report.failures:
         failed = {r.case for r in report.failures}
-        shapes = {c.label: (c.shape, c.padding, c.seed) for c in report.cases if c.label in failed}
-        sized = [_as_case(spec, *shape) for shape in shapes.values()]
-        planned = tuple(case for case in sized if case is not None) or planned
+        known = {case.label: case for case in cases}
+        found = [known.get(record.label) or _as_case(spec, record)
+                 for record in report.cases if record.label in failed]
+        cases = [case for case in found if case is not None] or cases
 
     def cost(case: Case) -> tuple[bool, int, int]:
         size = prod(size for _, size in case.sizes)
         # One position hides too much: softmax over a single key is 1 whatever the scores.
         return case.padding == "masked", validate.PADDINGS.index(case.padding), abs(size - 51)
 
-    ordered = sorted(planned, key=cost)
+    ordered = sorted(cases, key=cost)
     # Each padding early on: a fault in the mask shows in none but padded cases.
     first = {case.padding: case for case in reversed(ordered)}
     chosen = [*sorted(first.values(), key=cost), *ordered]
     return list(dict.fromkeys(chosen))[:TRIED]
 
 
-def _as_case(spec: ModelSpec, shape: str, padding: str, seed: int) -> Case | None:
-    pairs = [part.split("=") for part in shape.split() if "=" in part]
+def _as_case(spec: ModelSpec, record: CaseRecord) -> Case | None:
+    """A drawn case again; None for one that was given, whose arrays are in no report."""
+    pairs = [part.split("=") for part in record.shape.split() if "=" in part]
     sizes = {name: int(size) for name, size in pairs}
-    if set(sizes) != set(spec.dims):
+    if record.origin != "matrix" or set(sizes) != set(spec.free):
         return None
-    known = [p for p in validate.PADDINGS if p == padding]
-    return validate.Case(tuple(sorted(sizes.items())), known[0], seed) if known else None
+    known = [p for p in validate.PADDINGS if p == record.padding]
+    return validate.Case(tuple(sorted(sizes.items())), known[0], record.seed) if known else None
 
 
 @dataclass

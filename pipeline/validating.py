@@ -146,7 +146,7 @@ def run_ahead(checkpoint: Checkpoint) -> None:
     for name in reference.parts or (None,):
         model = reference.parts[name] if name else reference
         spec, cache = model.spec, _cache(model.spec, name, checkpoint, "cpu", "float32")
-        plan = _plan(spec, {"traced": spec.check(model.samples)}, checkpoint.root, Limits())
+        plan = planned(spec, {"traced": spec.check(model.samples)}, checkpoint.root, Limits())
         assert cache is not None
         precise = truth.parts[name] if name else truth
         validate.run_ahead(partial(opened, model, spec), partial(opened, precise, spec), plan,
@@ -178,7 +178,7 @@ def _judge(
     """
     sides = references(subject.artifact, subject.spec, checkpoint, device, subject.part)
     facts = _facts(subject)
-    plan = _plan(subject.spec, facts, checkpoint.root, replace(limits, max_seconds=seconds))
+    plan = planned(subject.spec, facts, checkpoint.root, replace(limits, max_seconds=seconds))
     known = partial(_cache, subject.spec, subject.part, checkpoint, device)
     report = validate.judge(
         subject.open,
@@ -278,7 +278,7 @@ def _pair(
             f"{path} reads {', '.join(names[0])}, and {other} reads {', '.join(names[1])}",
             allowed="two artifacts with the same inputs",
         )
-    plan = _plan(left.spec, _facts(left), path, limits)
+    plan = planned(left.spec, _facts(left), path, limits)
     return validate.judge(
         left.open, right.open, None, plan, spec=left.spec, on_progress=_steps(notify),
         settings=limits.applied(validate.Settings()),
@@ -336,12 +336,21 @@ def _left_out_on_request(
     memory = limits.max_memory
     if not limits.short and (memory is None or memory >= matrix.MAX_MEMORY):
         return 0
-    usual = _plan(spec, facts, root, replace(limits, max_seconds=None, max_memory=None))
+    usual = planned(spec, facts, root, replace(limits, max_seconds=None, max_memory=None))
     ran = {case.label for case in report.cases}
     return sum(case.essential and case.label not in ran for case in usual.cases)
 
 
-def _plan(spec: ModelSpec, facts: Mapping[str, Any], root: Path, limits: Limits) -> Plan:
+def planned(spec: ModelSpec, facts: Mapping[str, Any], root: Path, limits: Limits) -> Plan:
+    """The cases of a comparison: drawn ones, texts, and the user's own.
+
+    Args:
+        facts: of the artifact's manifest.
+        root: a directory with the tokenizer, if there is one.
+
+    Raises:
+        UsageError, SpecError: sizes or inputs that ``limits`` names are not the model's.
+    """
     plan = validate.plan(
         spec,
         max_seconds=limits.max_seconds,

@@ -503,7 +503,7 @@ def validated(artifact: artifacts.Artifact) -> set[int]:
     from modelport.pipeline import subjects, validating
 
     subject = subjects.Subject(artifact.spec, lambda: None, artifact)  # type: ignore[arg-type]
-    plan = validating._plan(subject.spec, validating._facts(subject), artifact.root,
+    plan = validating.planned(subject.spec, validating._facts(subject), artifact.root,
                             validating.Limits())
     engines = profiles.from_record(artifact.manifest.facts["engines"], artifact.spec)
     return {profiles.route(engines, dict(case.sizes)).profile for case in plan.cases if case.sizes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mutants
+import numpy as np
 import pytest
 import subjects
-from modelport import pipeline
+from modelport import pipeline, validate
 from modelport.cli import execute
 from modelport.errors import UsageError
 from modelport.pipeline import ModelRequest, bisecting
@@ -120,6 +122,23 @@ def test_a_mask_fault_is_found_in_a_padded_case(subject: Subjects, tmp_path: Pat
     found = bisecting.bisect(tmp_path / "out")
     assert found.layer == "encoder.layer.0.attention.self"
     assert " right " in found.case or " left " in found.case
+
+
+def test_what_failed_on_given_inputs_is_looked_for_on_them(
+    subject: Subjects, tmp_path: Path
+) -> None:
+    subjects.spoilt_artifact(subject("bert"), "softmax axis", tmp_path / "out")
+    spec = subject("bert").artifact.spec
+    np.savez(tmp_path / "mine.npz", **validate.draw(spec, validate.Case(
+        (("batch", 2), ("sequence", 9)), seed=7)))
+    limits = pipeline.Limits(sizes=FEW, inputs=tmp_path / "mine.npz", cache=False)
+    report = pipeline.validate_artifact(tmp_path / "out", limits=limits)
+    given = [case.label for case in report.cases if case.origin == "file"]
+    report = dataclasses.replace(
+        report, results=tuple(r for r in report.results if r.case in given))
+    found = bisecting.bisect(tmp_path / "out", report=report, limits=limits)
+    assert [found.case] == given
+    assert found.layer == "encoder.layer.1.attention.self"
 
 
 def test_the_view_names_the_layer(subject: Subjects, tmp_path: Path) -> None:
