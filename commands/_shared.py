@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ..console import Output
+from ..errors import BackendUnavailable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -120,16 +122,24 @@ def refuse_given(reason: str, *names: str) -> None:
             raise click.UsageError(f"{parameter.opts[0]} {reason}")
 
 
-def report_option(name: str, text: str) -> Callable[[Command], Command]:
-    """A file to be written at the end, whose directory must be there before any work is done."""
+def report_option(name: str, text: str, *packages: str) -> Callable[[Command], Command]:
+    """A file to be written at the end, whose directory must be there before any work is done.
+
+    Args:
+        packages: what writes it, of the extra ``report``; must be there before any work, too.
+    """
+    def writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+        if path is None:
+            return None
+        if not path.parent.is_dir():
+            raise click.BadParameter(f"{path.parent} is no directory; make it first")
+        if absent := [package for package in packages if find_spec(package) is None]:
+            raise BackendUnavailable(f"{name} needs {', '.join(absent)}",
+                                     hint="pip install 'modelport[report]'")
+        return path
+
     kind = click.Path(dir_okay=False, path_type=Path)
-    return click.option(name, type=kind, callback=_in_a_directory, help=text)
-
-
-def _in_a_directory(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
-    if path is not None and not path.parent.is_dir():
-        raise click.BadParameter(f"{path.parent} is no directory; make it first")
-    return path
+    return click.option(name, type=kind, callback=writable, help=text)
 
 
 def percent(_: click.Context, __: click.Parameter, text: str | None) -> float | None:

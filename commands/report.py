@@ -13,7 +13,7 @@ from ._shared import SETTINGS, common, report_option
 
 @click.command(context_settings=SETTINGS)
 @click.argument("run", type=click.Path(exists=True, path_type=Path))
-@report_option("--html", "Write a self-contained page here.")
+@report_option("--html", "Write a self-contained page here.", "altair", "vl_convert")
 @report_option("--markdown", "Write Markdown here.")
 @common
 def report(output: Output, run: Path, html: Path | None, markdown: Path | None) -> None:

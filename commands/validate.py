@@ -42,8 +42,8 @@ from ._shared import (
               help="Memory for one case's arrays.")
 @click.option("--budget", help="Accepted effects, such as sqnr_db=30,agreement=0.995, or a file "
               "of such lines.")
-@report_option("--junit", "Write JUnit XML here.")
-@report_option("--html", "Write a self-contained page here.")
+@report_option("--junit", "Write JUnit XML here.", "junitparser")
+@report_option("--html", "Write a self-contained page here.", "altair", "vl_convert")
 @report_option("--markdown", "Write a job summary here.")
 @click.option("--bisect", "reproduction", type=click.Path(path_type=Path), metavar="DIR",
               help="On failure name the first wrong layer, and write a reproduction here.")

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -265,7 +266,14 @@ def _of_part(notify: Notify, name: str, text: str) -> None:
 def _pair(
     path: Path, other: Path, runtime: str | None, device: str, limits: Limits, notify: Notify
 ) -> ParityReport:
-    """Compare an artifact with another artifact; there is no truth, so no noise floor."""
+    """Compare an artifact with another artifact; there is no truth, so no noise floor.
+
+    Raises:
+        UsageError: either is several graphs, they read different inputs, or a budget is given.
+    """
+    if limits.budget is not None:
+        raise UsageError("a budget is for effects against a model, and this is an artifact",
+                         allowed="--budget with --reference MODEL, or without --reference")
     made_for = str(artifacts.read(other).manifest.target.get("device", "cpu"))
     left = subjects.of_artifact(path, runtime, device)
     right = subjects.of_artifact(other, device=made_for)
@@ -301,15 +309,23 @@ def _cache(
     Not for a quantised artifact: which of the source's layers are rounded is that artifact's own.
     Nor for a source with Python of its own: nothing tells what that imports, and when it changes.
     """
-    from importlib.metadata import version
-
     if precision not in ("float32", *HALVES) or checkpoint.own_code:
         return None
     outputs = [f"{t.name} {t.dtype}" for t in spec.outputs]
-    parts = (*identity(checkpoint), part or "", device, precision, *outputs, version("torch"),
-             version("transformers"))
+    parts = (*identity(checkpoint), part or "", device, precision, *outputs, *_versions())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return validate.ReferenceCache(checkpoints.cache_root() / "reference" / key[:16], key)
+
+
+def _versions() -> list[str]:
+    """What computes the source's runs, and what decides how it does."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for package in ("modelport", "torch", "transformers", "sentence-transformers", "timm"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return found
 
 
 def _every_profile(spec: ModelSpec, facts: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -7,15 +7,19 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
-from modelport import artifacts, pipeline, validate
+from modelport import artifacts, checkpoints, pipeline, validate
 from modelport.checkpoints import consent, hub
 from modelport.cli import execute
+from modelport.commands import _shared
 from modelport.errors import UsageError
 from modelport.exporters.onnx import OnnxOptions
+from modelport.pipeline import validating
+from modelport.spec import ModelSpec
 from tiny_models import edit_config, pickled
 
 
@@ -86,6 +90,20 @@ def test_a_report_without_a_directory_is_refused_before_any_work(
     where = ["--" + kind, str(tmp_path / "missing" / "x")]
     assert execute(["validate", str(made("opset-11", opset=11)), *where]) == 2
     assert "missing is no directory" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("kind", "package"), [("junit", "junitparser"), ("html", "altair")])
+def test_a_report_without_its_extra_is_refused_before_any_work(
+    made: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, kind: str, package: str,
+) -> None:
+    monkeypatch.setattr(_shared, "find_spec", lambda name: None)
+    monkeypatch.setattr(pipeline, "validate_artifact", lambda *_, **__: pytest.fail("it ran"))
+    out = str(made("opset-11", opset=11))
+    assert execute(["validate", out, "--" + kind, str(tmp_path / "x")]) == 6
+    said = capsys.readouterr().err
+    assert f"--{kind} needs {package}" in said
+    assert "modelport[report]" in said
 
 
 def test_a_narrowed_pass_is_not_recorded_and_a_full_one_is(made: Callable[..., Path]) -> None:
@@ -206,6 +224,33 @@ def test_a_budget_that_says_nothing_is_refused(
 ) -> None:
     assert execute(["validate", str(made("opset-11", opset=11)), "--budget", text]) == 2
     assert "sqnr_db" in capsys.readouterr().err
+
+
+def test_a_budget_is_not_held_against_an_artifact(
+    made: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(made("opset-11", opset=11))
+    assert execute(["validate", out, "--reference", out, "--budget", "sqnr_db=40"]) == 2
+    assert "--budget with --reference MODEL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["modelport", "sentence-transformers", "timm"])
+def test_another_version_has_no_stored_runs(
+    package: str, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = checkpoints.resolve(str(tiny("bert")))
+    spec = ModelSpec((), ())
+
+    def key() -> str:
+        found = validating._cache(spec, None, checkpoint, "cpu", "float32")
+        assert found is not None
+        return found.source
+
+    before, real = key(), metadata.version
+    assert key() == before
+    monkeypatch.setattr(
+        metadata, "version", lambda name: "99" if name == package else real(name))
+    assert key() != before
 
 
 def test_a_budget_is_recorded_with_who_set_it(
