@@ -254,8 +254,8 @@ def texts_of(
 def _reads_text(spec: ModelSpec, root: Path) -> bool:
     """Whether a tokenizer makes everything that goes in: neither pixels nor boxes of words."""
     roles = {tensor.role for tensor in spec.inputs}
-    return ("input_ids" in spec.input_names and roles <= MADE and set(spec.dims) <= {"batch", "sequence"}
-            and checkpoints.has_tokenizer(root))
+    return ("input_ids" in spec.input_names and roles <= MADE
+            and set(spec.dims) <= {"batch", "sequence"} and checkpoints.has_tokenizer(root))
 
 
 def _tokenizing(
