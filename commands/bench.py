@@ -156,7 +156,9 @@ def bench(
         comparison = benchmark.compare_runs(report, past, max_regression=max_regression)
         output.aside(benchmark.comparison_renderable(comparison))
         if not comparison.changes:
-            report.require_complete()  # what failed says more than that nothing is left to compare
+            # What failed or is invalid says more than that nothing is left to compare.
+            report.require_complete()
+            report.require_valid()
         comparison.require_counterparts(against)
         if comparison.past_limit:
             return ParityError.exit_code

@@ -200,7 +200,7 @@ def budget_of(options: Mapping[str, Any]) -> validate.EffectBudget:
     """The budget an artifact was made under; the default where its options name none."""
     text = str(options.get("budget") or "")
     if text:
-        return validate.read_budget(text)
+        return dataclasses.replace(validate.read_budget(text), set_by="export")
     return FOUR_BITS if options.get("quantize") == "int4-weights" else validate.EffectBudget()
 
 

@@ -301,7 +301,7 @@ def _benchmark(root: Path, identity: str) -> Report:
     if invalid:
         raise GateRefused(
             f"{len(invalid)} of {len(verdicts)} measurements are invalid, such as {invalid[0]}",
-            hint=f"modelport bench {root} --output NEW, which measures anew",
+            hint=f"modelport bench {root}, once that is mended",
         )
     return report
 

@@ -13,9 +13,10 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -103,7 +104,8 @@ def plan(recipe: Path) -> tuple[Stage, ...]:
     document = _read(recipe)
     output = Path(document.get("output", "out"))
     output = output if output.is_absolute() else recipe.parent / output
-    chains = [_chain(document, output, *cell) for cell in _cells(document)]
+    content = cache(lambda model: _content(model, output, recipe))
+    chains = [_chain(document, output, content, *cell) for cell in _cells(document)]
     if not chains:
         raise UsageError(f"{recipe} names no cell", allowed="at least one of each kind it lists")
     names = [chain[0].cell for chain in chains]
@@ -225,10 +227,15 @@ def _cells(document: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str, s
 
 
 def _chain(
-    document: Mapping[str, Any], output: Path, model: Mapping[str, Any], format_: str,
-    precision: str, profile: str, options: Mapping[str, Any],
+    document: Mapping[str, Any], output: Path, content: Callable[[str], Any],
+    model: Mapping[str, Any], format_: str, precision: str, profile: str,
+    options: Mapping[str, Any],
 ) -> list[Stage]:
-    """The stages of one cell."""
+    """The stages of one cell.
+
+    Args:
+        content: what a model holds; see :func:`_content`.
+    """
     parts = (Path(str(model["model"])).name, format_, precision, profile)
     cell = "-".join(part for part in parts if part).replace(":", "-")  # a tag has none
     chosen = {**({"dtype": precision} if precision else {}), **options}
@@ -244,7 +251,7 @@ def _chain(
     place = output / cell
     exported = ("export", format_, *_flags(model), *_flags(chosen))
     tools = tool_versions()
-    basis: Any = (tools, _content(str(model["model"]), output), _files(chosen))
+    basis: Any = (tools, content(str(model["model"])), _files(chosen))
     key = _digest(exported, basis)
     stages = [Stage("export", cell, (*exported, "--output", str(place), "--force"), place, key)]
     # No key holds the place, which is spelled otherwise from another working directory.
@@ -317,27 +324,36 @@ def _files(options: Mapping[str, Any]) -> list[str]:
     return [file_digest(value) for value in options.values()]
 
 
-def _content(model: str, output: Path) -> Any:
-    """What a local checkpoint holds, as far as its files' names, sizes and times tell; of a module
-    of one's own, also the digest of its file, and what lies beside it: nothing tells what of it the
-    file imports or loads. ``output`` and recipes are not looked into."""
+def _content(model: str, output: Path, recipe: Path) -> Any:
+    """What a local checkpoint holds, as far as its files' names, sizes and times tell.
+
+    Of a module of one's own the digest of its file, and so much of what lies beside it, Python
+    below included: nothing tells what the file imports or loads. Logs and the recipe are not
+    looked at, nor is ``output``.
+    """
     file = model.rpartition(":")[0]
     if file.endswith(".py"):
         source = Path(file).expanduser().resolve()
-        return [file_digest(str(source)), *_below(source.parent, output, passed=(".yaml", ".yml"))]
+        beside = [
+            (name, *told) for name, *told in _below(source.parent, output)
+            if (os.sep not in name or name.endswith(".py")) and not name.endswith(".log")
+            and source.parent / name != recipe.resolve()]
+        return [file_digest(str(source)), *beside]
     root = Path(model).expanduser().resolve()
     return _below(root, output) if root.is_dir() else None
 
 
-def _below(root: Path, output: Path, *, passed: tuple[str, ...] = ()) -> list[Any]:
+def _below(root: Path, output: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times of the files in a folder, but for what is hidden or made here."""
     output, found = output.resolve(), []
-    for path in root.rglob("*"):
-        name = path.relative_to(root)
-        aside = output in path.parents or any(
-            part.startswith(".") or part == "__pycache__" for part in name.parts)
-        if not aside and path.suffix not in passed and path.is_file():
-            found.append((str(name), path.stat().st_size, path.stat().st_mtime_ns))
+    for place, folders, names in os.walk(root):
+        here = Path(place)
+        folders[:] = [name for name in folders if not name.startswith(".")
+                      and name != "__pycache__" and here / name != output]
+        for file in (here / name for name in names if not name.startswith(".")):
+            with suppress(FileNotFoundError):  # what a process that goes on removes meanwhile
+                told = file.stat()
+                found.append((str(file.relative_to(root)), told.st_size, told.st_mtime_ns))
     return sorted(found)
 
 

@@ -31,6 +31,7 @@ from ..errors import (
     UnsafeError,
     UsageError,
 )
+from ..runtimes.benchmark.cell import classify
 from . import deriving, exporting, figures, references
 from .request import file_digest
 from .validating import parity_report
@@ -254,7 +255,7 @@ class Search:
             raise
         except Exception as error:
             reason = exporting.first_line(error)
-            if not isinstance(error, MemoryError | OSError):
+            if not isinstance(error, OSError) and classify(error) != "out of memory":
                 _failed(place).write_text(reason, encoding="utf-8")
             raise ExportError(reason) from error
 

@@ -55,7 +55,7 @@ class EffectBudget:
     kl_p99: float | None = None
     cosine: float | None = None
     rank_correlation: float | None = None
-    set_by: Literal["flag", "file", "default"] = "default"
+    set_by: Literal["flag", "file", "export", "default"] = "default"
 
 
 def read_budget(text: str) -> EffectBudget:

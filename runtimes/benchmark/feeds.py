@@ -25,19 +25,13 @@ def sizes(spec: ModelSpec, batch: int, sequence: int, dims: Mapping[str, int]) -
     The leading dimension of the inputs is the batch; the dimension after it, in inputs made of
     tokens, is the sequence; ``dims`` has the last word, and what is left takes its ``opt``.
     """
-    found: dict[str, int] = {}
     chosen = {"batch": batch, "sequence": sequence}
-    for tensor in spec.inputs:
-        for axis, name in enumerate(tensor.shape):
-            if not isinstance(name, str):
-                continue
-            if axis_name := _axis(tensor, axis):
-                found.setdefault(name, chosen[axis_name])
-            elif name in spec.dims:
-                found.setdefault(name, spec.dims[name].opt)
+    named = [(name, _axis(tensor, axis)) for tensor in spec.inputs
+             for axis, name in enumerate(tensor.shape) if isinstance(name, str)]
+    found = {name: spec.dims[name].opt for name, _ in named if name in spec.dims}
+    found |= {name: chosen[axis] for name, axis in reversed(named) if axis}
     found.update(dims)
-    named = {d for t in spec.inputs for d in t.shape if isinstance(d, str)}
-    if missing := sorted(named - set(found)):
+    if missing := sorted({name for name, _ in named} - set(found)):
         raise UsageError(f"no size for dimension {', '.join(missing)}",
                          hint="state it in the cell's dims")
     return found
@@ -71,7 +65,8 @@ def _axis(tensor: TensorSpec, axis: int) -> str | None:
     if axis == 0:
         return "batch"
     size = tensor.shape[axis]
-    sequential = tensor.role in SEQUENTIAL or (isinstance(size, str) and "seq" in size)
+    # A mask may be of samples or frames: the input that it hides says which.
+    sequential = (tensor.role in SEQUENTIAL and tensor.role != "mask") or "seq" in str(size)
     return "sequence" if axis == 1 and sequential else None
 
 

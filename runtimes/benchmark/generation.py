@@ -245,7 +245,7 @@ class GenerationReport:
                      if line.verdict and line.verdict.word == "invalid"]:
             raise IncompleteError(
                 f"{len(found)} of {len(self.lines)} lines are invalid: " + "; ".join(found[:5]),
-                hint="once that is mended, measure anew: another --output")
+                hint="once that is mended, run the same command again")
 
 
 def run_generation(
@@ -304,8 +304,9 @@ def _process(
     same = {**job, "contestant": {**asdict(contestant), "path": ""}, "shapes": []}
     place = request.output / f"{digest([same, machine])}.json"
     found = read_process(place)
-    if found is not None:  # what failed in an earlier call is tried again
-        found = replace(found, shapes=tuple(m for m in found.shapes if m.samples))
+    if found is not None:  # what failed in an earlier call, or was invalid, is tried again
+        good = tuple(m for m in found.shapes if m.samples and not m.faults)
+        found = replace(found, shapes=good)
         write_json(place, asdict(found))
     lost = {m.shape: m for m in hopeless if m.shape not in _done(found)}
     while missing := [s for s in request.shapes if s not in {*lost, *_done(found)}]:

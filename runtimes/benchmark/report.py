@@ -206,7 +206,7 @@ class RunReport:
         if found := [f"{label}: {why}" for label, why in self.invalid.items()]:
             raise IncompleteError(f"{len(found)} of {len(self.rows)} lines are invalid: "
                                   + _some(found),
-                                  hint="once that is mended, measure anew: another --output")
+                                  hint="once that is mended, run the same command again")
 
 
 def _some(causes: Sequence[str]) -> str:

@@ -278,7 +278,7 @@ class _Runner:
         key = cell.key(self._environment, self._corpus.digest if self._corpus else "")
         path = self._request.output / CELLS / f"{key}.json"
         found = read_result(path)
-        if found is not None and found.status == "ok" and found.key == key:
+        if found is not None and found.status == "ok" and not found.faults and found.key == key:
             self.reused += 1
             return found
         skipped = self._skip(cell, key)

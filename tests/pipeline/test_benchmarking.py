@@ -319,6 +319,20 @@ def test_a_run_is_held_against_an_older_one(artifact, tmp_path, capsys):
     assert asked(new, "--against", tmp_path)[0] == 2
 
 
+def test_an_invalid_run_says_so_also_beside_an_older_one(artifact, tmp_path, capsys, monkeypatch):
+    """It has no counterpart there, which is not what is wrong with it."""
+    from modelport.runtimes.benchmark import report
+
+    assert execute(["bench", str(artifact), *ONE, "--output", str(tmp_path / "old")]) == 0
+    monkeypatch.setattr(report.RunReport, "invalid", {"onnx · 1×4": "ran on cpu"})
+    monkeypatch.setattr("modelport.runtimes.benchmark.against._grouped", lambda _: {})
+    capsys.readouterr()
+    asked = ["bench", str(artifact), *ONE, "--output", str(tmp_path / "new"), "--against",
+             str(tmp_path / "old")]
+    assert execute(asked) == 5
+    assert "1 of 1 lines are invalid: onnx · 1×4: ran on cpu" in capsys.readouterr().err
+
+
 def test_options_that_would_be_ignored_are_refused(artifact, monkeypatch, capsys):
     assert execute(["bench", str(artifact), "--new-tokens", "4"]) == 2
     assert "--new-tokens cannot be used" in capsys.readouterr().err

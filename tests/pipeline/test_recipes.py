@@ -140,8 +140,15 @@ def test_a_stage_is_named_by_all_that_it_reads(tmp_path, monkeypatch):
         changed = [old != new for old, new in zip(before, after, strict=True)]
         assert changed == [number in (0, 2), number in (1, 2)]
         before = after
-    (code.parent / "weights.pt").write_text("what the file loads")
-    assert [old != new for old, new in zip(before, keys(), strict=True)] == [False, True]
+    (code.parent / "run.log").write_text("of the run")
+    (code.parent / "data").mkdir()
+    (code.parent / "data" / "more.csv").write_text("made by a run")
+    assert keys() == before
+    for file in ("weights.pt", "config.yaml", "data/layers.py"):
+        (code.parent / file).write_text("what the file loads")
+        after = keys()
+        assert [old != new for old, new in zip(before, after, strict=True)] == [False, True]
+        before = after
 
 
 def test_a_stage_is_the_same_from_another_directory(tmp_path, monkeypatch):
@@ -174,7 +181,8 @@ def test_each_cell_is_measured_in_a_directory_of_its_own(tmp_path):
     assert words.count("--output") == 1
 
 
-def test_a_release_is_compared_with_that_of_its_own_cell(tmp_path):
+def test_a_release_is_compared_with_that_of_its_own_cell(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     recipe = write(tmp_path, models=[{"model": "net.py:make"}], publish={
         "destination": "file:///models/{cell}:latest", "max-regression": "5%",
         "against": "file:///models/{cell}:previous"})

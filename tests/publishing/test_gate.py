@@ -339,7 +339,7 @@ def test_an_invalid_benchmark_says_what_is_wrong_and_how_to_measure_anew(
     monkeypatch.setattr(benchmark, "load_report", lambda _: report)
     with pytest.raises(GateRefused, match="such as mine · 1×8: asked for cuda") as caught:
         publish(proven, url, Gate(require_benchmark=True))
-    assert "--output NEW" in caught.value.hint
+    assert caught.value.hint == f"modelport bench {proven}, once that is mended"
     verdicts.clear()
     identity = artifacts.read(proven).manifest.identity
     report.loads = (SimpleNamespace(cell=SimpleNamespace(identity=identity)),)

@@ -60,6 +60,21 @@ def test_the_ranges_are_those_that_every_input_takes():
     assert feeds.ranges(ModelSpec((pixels,), (), {"batch": Dim(2, 4, 8)})) == {"batch": (2, 8)}
 
 
+def test_a_mask_of_samples_is_no_sequence():
+    wave = TensorSpec("wave", "float32", ("batch", "samples"), "waveform")
+    mask = TensorSpec("mask", "int64", ("batch", "samples"), "mask", high=2)
+    spec = ModelSpec((mask, wave), (), {"batch": Dim(1, 2, 4), "samples": Dim(700, 1600, 9999)})
+    assert feeds.ranges(spec) == {"batch": (1, 4)}
+    assert feeds.draw(spec, 2, 0)["wave"].shape == (2, 1600)
+
+
+def test_a_mask_that_comes_first_is_as_long_as_the_tokens():
+    ids = TensorSpec("ids", "int64", ("rows", "length"), "tokens", high=50)
+    mask = TensorSpec("mask", "int64", ("rows", "length"), "mask", high=2)
+    spec = ModelSpec((mask, ids), (), {"rows": Dim(1, 2, 4), "length": Dim(1, 8, 99)})
+    assert feeds.draw(spec, 3, 11)["mask"].shape == (3, 11)
+
+
 def test_a_fixed_size_is_the_only_one_unless_another_input_is_free():
     fixed = TensorSpec("ids", "int64", (1, 128), "tokens", high=9)
     assert feeds.ranges(ModelSpec((fixed,), ())) == {"batch": (1, 1), "sequence": (128, 128)}

@@ -242,6 +242,24 @@ def test_a_process_that_dies_costs_the_shape_it_was_at(
     second.require_complete()
 
 
+def test_what_is_invalid_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(monkeypatch)
+    asked = request(tmp_path, rounds=1)
+    generation.run_generation(asked)
+    for place in asked.output.glob("*.json"):
+        if place.name != generation.GENERATION:
+            kept = generation.read_process(place)
+            assert kept
+            (one,) = kept.shapes
+            wrong = dataclasses.replace(one, faults=("asked for cuda, ran on cpu",))
+            write_json(place, dataclasses.asdict(dataclasses.replace(kept, shapes=(wrong,))))
+    machine.runs.clear()
+    generation.run_generation(asked).require_valid()
+    assert len(machine.runs) == 2
+
+
 def test_another_shape_or_place_measures_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -261,6 +261,5 @@ def test_what_must_not_be_believed_is_no_success(asked):
 
     report = summarise(asked, outcome(asked, make))
     report.require_complete()
-    with pytest.raises(IncompleteError, match=r"2 of 6 lines are invalid.*not finite") as caught:
+    with pytest.raises(IncompleteError, match=r"2 of 6 lines are invalid.*not finite"):
         report.require_valid()
-    assert "--output" in caught.value.hint

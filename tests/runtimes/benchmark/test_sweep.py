@@ -244,3 +244,11 @@ def test_ceilings_are_measured_in_each_round_and_kept(tmp_path, monkeypatch):
         assert found.ranges == {"float32": (1e11, 4e11)}
     assert len(set(ran)) == len(ran) == 3
     assert summarise(asked, outcome).ceilings == outcome.ceilings
+
+
+def test_what_is_invalid_is_measured_again(tmp_path):
+    asked = request(tmp_path, subject("wrong", fault="nan"), subject("right"))
+    assert [bool(r.faults) for r in sorted(sweep(asked).results, key=lambda r: r.cell.subject)] == [
+        False, True]
+    again = sweep(asked)
+    assert (again.measured, again.reused) == (1, 1)
