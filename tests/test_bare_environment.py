@@ -88,11 +88,11 @@ def test_export_without_torch_says_what_is_missing(
 
 def modules() -> list[str]:
     root = Path(modelport.__file__).parent
-    skip = {"tests", "benchmarks", "build", ".venv", "examples"}
+    skip = {"tests", "benchmarks", "build", "examples"}
     found = []
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
-        if parts[0] in skip or parts == ("__main__",):
+        if parts[0] in skip or parts[0].startswith(".") or parts == ("__main__",):
             continue
         found.append(".".join(["modelport", *(p for p in parts if p != "__init__")]))
     return found
