@@ -94,7 +94,8 @@ def test_the_flag_brings_options_of_its_own(
     assert said in found.output
 
 
-def test_a_gpu_gets_the_article_s_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[combinations.Plan]:
+    """What the command asks to be measured; nothing is."""
     asked: list[combinations.Plan] = []
 
     class Stop(Exception):
@@ -105,6 +106,11 @@ def test_a_gpu_gets_the_article_s_setting(monkeypatch: pytest.MonkeyPatch, tmp_p
         raise Stop
 
     monkeypatch.setattr(combinations, "combinations", measure)
+    return asked
+
+
+def test_a_gpu_gets_the_article_s_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = plans(monkeypatch)
     for device in ("cuda", "cpu"):
         CliRunner().invoke(cli.cli, ["bench", "bark", "--combinations", "--device", device,
                                      "--voice", "seeded", "--output", str(tmp_path)])
@@ -119,17 +125,8 @@ def test_what_is_allowed_reaches_what_is_measured(
     root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It is named only where something is allowed: else results would have other keys."""
-    asked: list[combinations.Plan] = []
+    asked = plans(monkeypatch)
     given: list[consent.Consent] = []
-
-    class Stop(Exception):
-        pass
-
-    def measure(plan: combinations.Plan, *_: Any, **__: Any) -> None:
-        asked.append(plan)
-        raise Stop
-
-    monkeypatch.setattr(combinations, "combinations", measure)
     for flags in ((), ("--allow-pickle", "--trust-remote-code", "--revision", "0" * 40)):
         CliRunner().invoke(cli.cli, ["bench", "bark", "--combinations", *flags,
                                      "--output", str(tmp_path)])

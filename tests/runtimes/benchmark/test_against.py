@@ -97,27 +97,24 @@ def test_only_the_artifact_that_is_asked_for_counts(tmp_path):
     assert [c.label.split()[0] for c in found.changes] == ["b"]
 
 
-def test_the_source_is_no_artifact(tmp_path):
-    def sourced(seconds, seed):
-        both = replace(subject("model"), parity="source"), subject("mine")
-        asked = request(tmp_path, *both, rounds=5, aa=True)
-        return summarise(asked, outcome(asked, typical(seconds, seed)))
+def sourced(tmp_path, seconds, seed):
+    """A run of an artifact beside its source."""
+    both = replace(subject("model"), parity="source"), subject("mine")
+    asked = request(tmp_path, *both, rounds=5, aa=True)
+    return summarise(asked, outcome(asked, typical(seconds, seed)))
 
-    new = sourced({"model": 1.5, "mine": 1.0}, 1)
-    old = sourced({"model": 1.0, "mine": 1.0}, 0)
+
+def test_the_source_is_no_artifact(tmp_path):
+    new = sourced(tmp_path, {"model": 1.5, "mine": 1.0}, 1)
+    old = sourced(tmp_path, {"model": 1.0, "mine": 1.0}, 0)
     found = compare_runs(new, old)
     assert [c.label.split()[0] for c in found.changes] == ["mine"]
     assert not found.past_limit
 
 
 def test_what_the_source_differs_by_is_the_machine_not_the_artifact(tmp_path):
-    def sourced(seconds, seed):
-        both = replace(subject("model"), parity="source"), subject("mine")
-        asked = request(tmp_path, *both, rounds=5, aa=True)
-        return summarise(asked, outcome(asked, typical(seconds, seed)))
-
-    old = sourced({"model": 1.0, "mine": 1.0}, 0)
-    found = compare_runs(sourced({"model": 1.2, "mine": 1.18}, 1), old)
+    old = sourced(tmp_path, {"model": 1.0, "mine": 1.0}, 0)
+    found = compare_runs(sourced(tmp_path, {"model": 1.2, "mine": 1.18}, 1), old)
     assert not found.past_limit
     assert "noise floor" in found.changes[0].comparison.reason
-    assert compare_runs(sourced({"model": 1.0, "mine": 1.18}, 1), old).past_limit
+    assert compare_runs(sourced(tmp_path, {"model": 1.0, "mine": 1.18}, 1), old).past_limit

@@ -242,19 +242,24 @@ def test_a_process_that_dies_costs_the_shape_it_was_at(
     second.require_complete()
 
 
+def spoil(asked: generation.GenerationRequest, **changes: Any) -> None:
+    """Change the one shape that each process left."""
+    for place in asked.output.glob("*.json"):
+        if place.name != generation.GENERATION:
+            kept = generation.read_process(place)
+            assert kept
+            (one,) = kept.shapes
+            wrong = dataclasses.replace(one, **changes)
+            write_json(place, dataclasses.asdict(dataclasses.replace(kept, shapes=(wrong,))))
+
+
 def test_what_is_invalid_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(monkeypatch)
     asked = request(tmp_path, rounds=1)
     generation.run_generation(asked)
-    for place in asked.output.glob("*.json"):
-        if place.name != generation.GENERATION:
-            kept = generation.read_process(place)
-            assert kept
-            (one,) = kept.shapes
-            wrong = dataclasses.replace(one, faults=("asked for cuda, ran on cpu",))
-            write_json(place, dataclasses.asdict(dataclasses.replace(kept, shapes=(wrong,))))
+    spoil(asked, faults=("asked for cuda, ran on cpu",))
     machine.runs.clear()
     generation.run_generation(asked).require_valid()
     assert len(machine.runs) == 2
@@ -304,12 +309,7 @@ def test_a_shape_that_failed_is_measured_anew_and_not_kept_as_a_failure(
     machine = Machine(monkeypatch)
     asked = request(tmp_path, rounds=1)
     generation.run_generation(asked)
-    for place in asked.output.glob("*.json"):
-        if place.name != generation.GENERATION:
-            kept = generation.read_process(place)
-            assert kept
-            failed = dataclasses.replace(kept, shapes=(Measured(SHAPE, failure="no memory"),))
-            write_json(place, dataclasses.asdict(failed))
+    spoil(asked, samples=(), failure="no memory")
     machine.runs.clear()
     generation.run_generation(asked).require_complete()
     assert len(machine.runs) == 2
