@@ -28,6 +28,7 @@ from .cell import THREAD_VARIABLES
 from .environment import Environment, cores, throttles
 from .environment import read as read_environment
 from .records import digest, write_json
+from .report import refuse_invalid, some
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -232,7 +233,7 @@ class GenerationReport:
             causes = dict.fromkeys(f"{x.contestant}, {x.shape}: {x.failure}" for x in failed)
             raise IncompleteError(
                 f"{len(failed)} of {len(self.lines)} lines failed, in whole or in part: "
-                + "; ".join(list(causes)[:5]),
+                + some(list(causes)),
                 hint="run the same command again: it measures only what is missing")
 
     def require_valid(self) -> None:
@@ -241,11 +242,8 @@ class GenerationReport:
         Raises:
             IncompleteError: names the lines, and why.
         """
-        if found := [f"{line.label}: {'; '.join(line.verdict.reasons)}" for line in self.lines
-                     if line.verdict and line.verdict.word == "invalid"]:
-            raise IncompleteError(
-                f"{len(found)} of {len(self.lines)} lines are invalid: " + "; ".join(found[:5]),
-                hint="once that is mended, run the same command again")
+        refuse_invalid({line.label: "; ".join(line.verdict.reasons) for line in self.lines
+                        if line.verdict and line.verdict.word == "invalid"}, len(self.lines))
 
 
 def run_generation(

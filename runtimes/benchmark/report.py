@@ -194,7 +194,7 @@ class RunReport:
         causes = sorted({": ".join(filter(None, (r.cell.label(), r.cause, r.detail[:200])))
                          for r in self.failed})
         raise IncompleteError(
-            f"{len(self.failed)} of {len(self.results)} measurements failed: " + _some(causes),
+            f"{len(self.failed)} of {len(self.results)} measurements failed: " + some(causes),
             hint="run the same command again: it measures only what is missing")
 
     def require_valid(self) -> None:
@@ -203,12 +203,21 @@ class RunReport:
         Raises:
             IncompleteError: names the lines, and why.
         """
-        if found := [f"{label}: {why}" for label, why in self.invalid.items()]:
-            raise IncompleteError(f"{len(found)} of {len(self.rows)} lines are invalid: "
-                                  + _some(found),
-                                  hint="once that is mended, run the same command again")
+        refuse_invalid(self.invalid, len(self.rows))
 
 
-def _some(causes: Sequence[str]) -> str:
+def refuse_invalid(invalid: Mapping[str, str], lines: int) -> None:
+    """Raise where lines of a report, by their labels with the reasons, are invalid.
+
+    Raises:
+        IncompleteError: names them, and why.
+    """
+    if found := [f"{label}: {why}" for label, why in invalid.items()]:
+        raise IncompleteError(f"{len(found)} of {lines} lines are invalid: " + some(found),
+                              hint="once that is mended, run the same command again")
+
+
+def some(causes: Sequence[str]) -> str:
+    """The first of several causes, and how many more there are."""
     more = f" and {len(causes) - 5} more" if len(causes) > 5 else ""
     return "; ".join(causes[:5]) + more
