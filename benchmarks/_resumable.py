@@ -1,12 +1,16 @@
-"""A measurement that stops when its time is over and goes on from there in the next call; and what
-of it is published."""
+"""A measurement that stops when its time is over and goes on from there in the next call; what of
+it is published, and under which name."""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modelport.runtimes.benchmark.environment import Environment
 
 
 class TimeUp(Exception):
@@ -30,3 +34,11 @@ def published(report: dict[str, Any]) -> dict[str, Any]:
     for measured in (*report["rows"], *report["results"]):
         measured["cell"]["path"] = ""
     return report
+
+
+def machine(environment: Environment, device: str = "cpu") -> str:
+    """The processor or card as part of a file's name: ``intel-xeon`` of an "Intel(R) Xeon(R)
+    Processor". Results of one do not replace those of another."""
+    name = environment.gpus[0]["name"] if device == "cuda" else environment.cpu
+    words = re.findall(r"[a-z0-9]+", re.sub(r"\((?:r|tm)\)", " ", name.lower()))
+    return "-".join(word for word in words if word not in ("cpu", "processor"))

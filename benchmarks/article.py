@@ -5,8 +5,8 @@
 Sentences of mixed lengths in batches of 1 to 64, in file order and sorted by length, several runs,
 each pass a process of its own. Every finished pass is kept below ``.bench/camembert``: stopped at
 any point, the same command goes on from there. Writes ``benchmarks/camembert/``: README.md with the
-table, the claims of the article and what was found of them; the plots; the raw results. Where torch
-sees a GPU, its columns are added by the same command.
+table of each machine measured so far, the claims of the article and what was found of them; the
+plots; the raw results. Where torch sees a GPU, the same command adds it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _resumable import TimeUp, published, until
+from _resumable import TimeUp, machine, published, until
 from modelport import pipeline, runtimes
 from modelport.runtimes import benchmark
 from modelport.runtimes.benchmark import statistics as st
 from modelport.runtimes.benchmark.records import CellResult
 from modelport.runtimes.benchmark.report import Row, RunReport
 from modelport.runtimes.benchmark.summary import paces
+from pydantic import TypeAdapter
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / ".bench" / "camembert"
@@ -42,10 +43,19 @@ MODEL = pipeline.ModelRequest("camembert-base", task="text-classification", weig
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One device's report, addressed by format, order and batch size."""
+    """One machine's report, addressed by format, order and batch size."""
 
     device: str
     report: RunReport
+
+    @property
+    def name(self) -> str:
+        """Part of its files' names."""
+        return f"{self.device}-{machine(self.report.environment, self.device)}"
+
+    @property
+    def sentences(self) -> int:
+        return next(r.corpus.sentences for r in self.report.results if r.corpus)
 
     def row(self, runtime: str, order: str, batch: int) -> Row:
         return next(
@@ -257,48 +267,64 @@ def plots(found: Found) -> dict[str, dict[str, Any]]:
     return {"time": time.to_dict(), "gain": gain.to_dict()}
 
 
-def write(found: Sequence[Found], absent: Sequence[str], sentences: int, runs: int) -> str:
-    import vl_convert
-
+def write(found: Sequence[Found], absent: Sequence[tuple[str, str]]) -> str:
+    """Keep what was found, and write the page on every machine whose results are kept."""
     RESULTS.mkdir(exist_ok=True)
+    for one in found:
+        raw = WORK / f"run-{one.device}-{one.sentences}" / "benchmark.json"
+        plain = json.dumps(published(json.loads(raw.read_text("utf-8"))))
+        # A time for each batch and run: two megabytes, packed a quarter of that.
+        (RESULTS / f"results-{one.name}.json.gz").write_bytes(
+            gzip.compress(plain.encode(), mtime=0))
+    kept = [_kept(file) for file in sorted(RESULTS.glob("results-*.json.gz"))]
     lines = [
         "# CamemBERT-base sentence classification by batch size",
         "",
         "Written by `make article` (`benchmarks/article.py`), which goes on where it was stopped.",
-        f"CamemBERT-base (110 M parameters, fp32, seeded weights), {sentences:,} sentences of "
-        "mixed lengths (log-normal, median 20 tokens, 95th percentile 120, longest 512; the same "
-        f"distribution whatever their number), runs: {runs}, each pass in a process of its own, "
-        "runs interleaved. Tokenisation is not included.",
+        "CamemBERT-base (110 M parameters, fp32, seeded weights), sentences of mixed lengths "
+        "(log-normal, median 20 tokens, 95th percentile 120, longest 512; the same distribution "
+        "whatever their number), each pass in a process of its own, runs interleaved. Tokenisation "
+        "is not included. The whole experiment is 1,000 sentences and 5 runs (`make article` "
+        "without arguments).",
         "",
     ]
-    if (sentences, runs) != (1000, 5):
-        lines += ["**This is not the full experiment**, which is 1,000 sentences and 5 runs (`make "
-                  f"article` without arguments): here {sentences:,} and {runs}.", ""]
-    for one in found:
-        report = one.report
-        raw = WORK / f"run-{one.device}-{sentences}" / "benchmark.json"
-        plain = json.dumps(published(json.loads(raw.read_text("utf-8"))))
-        # A time for each batch and run: two megabytes, packed a quarter of that.
-        (RESULTS / f"results-{one.device}.json.gz").write_bytes(
-            gzip.compress(plain.encode(), mtime=0))
-        # Its load is that of now, not of the days in which the runs were made.
-        steady = (line for line in report.environment.lines() if not line.startswith("load"))
-        lines += [f"## {one.device}", "", *(f"- {line}" for line in steady),
-                  *(f"- noise floor {floor:.1%} (the same model measured twice)"
-                    for floor in report.floors.values()), "",
-                  "Milliseconds per sentence ± the 95 % interval over runs (from 3 runs on); "
-                  "brackets are 95 % intervals too; † unstable, ‡ invalid.",
-                  "", *(f"Left out: {FORMATS[name]}: {why}\n" for name, why in one.missing.items()),
-                  *table(one), ""]
-        for name, spec in plots(one).items():
-            file = RESULTS / f"{name}-{one.device}.svg"
-            file.write_text(vl_convert.vegalite_to_svg(json.dumps(spec)), encoding="utf-8")
-            lines += [f"![{name}]({file.name})", ""]
-        lines += ["### The article's claims", "", *claims(one)]
-    lines += [f"## {name}\n\nNot measured: {why}.\n" for name, why in absent]
+    for one in kept:
+        lines += _section(one)
+    have = {one.device for one in kept}
+    lines += [f"## {name}\n\nNot measured: {why}.\n" for name, why in absent if name not in have]
     text = "\n".join(lines)
     (RESULTS / "README.md").write_text(text, encoding="utf-8")
     return text
+
+
+def _kept(file: Path) -> Found:
+    report = TypeAdapter(RunReport).validate_json(gzip.decompress(file.read_bytes()))
+    return Found(report.rows[0].cell.device, report)
+
+
+def _section(one: Found) -> list[str]:
+    """One machine's part of the page; writes its plots."""
+    import vl_convert
+
+    environment, runs = one.report.environment, one.report.rounds
+    processor = environment.gpus[0]["name"] if one.device == "cuda" else environment.cpu
+    # Its load is that of now, not of the days in which the runs were made.
+    steady = (line for line in environment.lines() if not line.startswith("load"))
+    lines = [f"## {processor}: {one.sentences:,} sentences, {runs} runs", ""]
+    if (one.sentences, runs) != (1000, 5):
+        lines += ["**This is not the whole experiment.**", ""]
+    lines += [*(f"- {line}" for line in steady),
+              *(f"- noise floor {floor:.1%} (the same model measured twice)"
+                for floor in one.report.floors.values()), "",
+              "Milliseconds per sentence ± the 95 % interval over runs (from 3 runs on); "
+              "brackets are 95 % intervals too; † unstable, ‡ invalid.",
+              "", *(f"Left out: {FORMATS[name]}: {why}\n" for name, why in one.missing.items()),
+              *table(one), ""]
+    for name, spec in plots(one).items():
+        file = RESULTS / f"{name}-{one.name}.svg"
+        file.write_text(vl_convert.vegalite_to_svg(json.dumps(spec)), encoding="utf-8")
+        lines += [f"![{name}]({file.name})", ""]
+    return [*lines, "### The article's claims", "", *claims(one)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -319,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except TimeUp as pause:
             print(f"stopped at {pause}; the same command goes on from there", file=sys.stderr)
             return 75
-    print(write(found, absent, chosen.sentences, chosen.runs))
+    print(write(found, absent))
     for one in found:
         one.report.require_complete()
     return 0

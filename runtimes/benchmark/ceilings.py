@@ -175,7 +175,10 @@ def products(
     import torch
 
     torch.set_num_threads(threads)
-    found = {
+    found: dict[tuple[str, str], Callable[[int], Callable[[], Any]]] = {}
+    if device == "cpu":  # first: torch's threads, once there, spin on beside another library's
+        found["float32", "onnxruntime"] = _session_product(threads)
+    found |= {
         ("float32", "torch"): _float_product(torch.float32, device),
         ("bfloat16", "torch"): _float_product(torch.bfloat16, device),
         ("int8", "torch"): _int_product(device),
@@ -183,8 +186,6 @@ def products(
     if device == "cuda":
         found["float16", "torch"] = _float_product(torch.float16, device)
         found["tf32", "torch"] = _tf32_product(device)
-    else:
-        found["float32", "onnxruntime"] = _session_product(threads)
     return found
 
 
