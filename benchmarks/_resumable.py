@@ -7,10 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from modelport.runtimes.benchmark.environment import Environment
+from typing import Any
 
 
 class TimeUp(Exception):
@@ -36,9 +33,10 @@ def published(report: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-def machine(environment: Environment, device: str = "cpu") -> str:
-    """The processor or card as part of a file's name: ``intel-xeon`` of an "Intel(R) Xeon(R)
-    Processor". Results of one do not replace those of another."""
-    name = environment.gpus[0]["name"] if device == "cuda" else environment.cpu
-    words = re.findall(r"[a-z0-9]+", re.sub(r"\((?:r|tm)\)", " ", name.lower()))
+def file_name(processor: str) -> str:
+    """Part of a result's name: ``intel-xeon`` of an "Intel(R) Xeon(R) Processor".
+
+    Results of one processor or card do not replace those of another.
+    """
+    words = re.findall(r"[a-z0-9]+", re.sub(r"\((?:r|tm)\)", " ", processor.lower()))
     return "-".join(word for word in words if word not in ("cpu", "processor"))

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _resumable import TimeUp, machine, published, until
+from _resumable import TimeUp, file_name, published, until
 from modelport import pipeline, runtimes
 from modelport.runtimes import benchmark
 from modelport.runtimes.benchmark import statistics as st
@@ -49,9 +49,14 @@ class Found:
     report: RunReport
 
     @property
+    def processor(self) -> str:
+        environment = self.report.environment
+        return environment.gpus[0]["name"] if self.device == "cuda" else environment.cpu
+
+    @property
     def name(self) -> str:
         """Part of its files' names."""
-        return f"{self.device}-{machine(self.report.environment, self.device)}"
+        return f"{self.device}-{file_name(self.processor)}"
 
     @property
     def sentences(self) -> int:
@@ -306,11 +311,11 @@ def _section(one: Found) -> list[str]:
     """One machine's part of the page; writes its plots."""
     import vl_convert
 
-    environment, runs = one.report.environment, one.report.rounds
-    processor = environment.gpus[0]["name"] if one.device == "cuda" else environment.cpu
+    runs = one.report.rounds
     # Its load is that of now, not of the days in which the runs were made.
-    steady = (line for line in environment.lines() if not line.startswith("load"))
-    lines = [f"## {processor}: {one.sentences:,} sentences, {runs} runs", ""]
+    steady = (line for line in one.report.environment.lines()
+              if not line.startswith("load"))
+    lines = [f"## {one.processor}: {one.sentences:,} sentences, {runs} runs", ""]
     if (one.sentences, runs) != (1000, 5):
         lines += ["**This is not the whole experiment.**", ""]
     lines += [*(f"- {line}" for line in steady),

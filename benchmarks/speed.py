@@ -6,8 +6,8 @@
 shapes: batches 1 to 64 of 32 tokens, 8×128 and 32×128; all, and the matrix product that is the
 ceiling, take turns, call by call (see _turns.py), in processes started anew N times. corpus:
 token-budget batching against file order in batches of 32, 1,000 sentences, by `modelport bench`.
-A part that was stopped goes on in the next call. `report` writes results/speed-MACHINE.json and
-speed-MACHINE.md, of which there is a pair for each processor measured so far.
+A part that was stopped goes on in the next call. `report` writes results/speed-PROCESSOR.json and
+speed-PROCESSOR.md, of which there is a pair for each processor measured so far.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from _paired import venv
-from _resumable import TimeUp, machine, published, until
+from _resumable import TimeUp, file_name, published, until
 from _turns import SIZE, Job, race, records
 from modelport import artifacts, checkpoints, pipeline
 from modelport.runtimes import benchmark
@@ -281,7 +281,7 @@ def report() -> str:
     lines += ["## Targets", "", *_targets(taken, flops, corpus), ""]
     text = "\n".join(lines)
     RESULTS.mkdir(exist_ok=True)
-    name = f"speed-{machine(environment)}"
+    name = f"speed-{file_name(environment.cpu)}"
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     raw = {"environment": asdict(environment), "shapes": found, "flops": {
         f"{b}×{s}": count for (b, s), count in flops.items()}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -12,18 +11,6 @@ from typing import Any
 import pytest
 
 PLACE = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import one of its modules, which lie beside each other as the scripts' do."""
-    monkeypatch.syspath_prepend(str(PLACE))
-
-    def module(name: str) -> Any:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-        return importlib.import_module(name)
-
-    return module
 
 
 def cell(batch: int, sequence: int, ms: float, db: float | None) -> dict[str, Any]:
